@@ -1,0 +1,214 @@
+"""The bundle: one folder with a manifest that names every file by hash; the contract between export and everything after it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clipq.errors import RefusedError, UsageError, unknown_name
+from clipq.files import sha256_file, write_json
+
+SCHEMA = "clipq.bundle/1"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle: its hash, its size and the hash of what it was made from (empty for a root)."""
+
+    sha256: str
+    size_bytes: int
+    parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """What scoring must know of the model.
+
+    Attributes:
+        id: Canonical model id, e.g. ``ViT-B-32:openai``.
+        state_sha256: Hash over the names, dtypes, shapes and bytes of the checkpoint's tensors.
+        embed_dim: Length of one embedding.
+        logit_scale: ``exp`` of the learned parameter: logits = logit_scale * cosine + logit_bias.
+        logit_bias: SigLIP's bias; None for models trained with a softmax loss.
+        context_length: Tokens per text.
+    """
+
+    id: str
+    state_sha256: str
+    embed_dim: int
+    logit_scale: float
+    logit_bias: float | None
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """One engine of the bundle.
+
+    Attributes:
+        runtime: ``torch``, ``onnxruntime``, ...
+        provider: What must compute, e.g. ``CPUExecutionProvider``.
+        precision: ``fp32``, ``int8``, ...
+        towers: Tower name to file name in the bundle; empty for the engine that loads the checkpoint itself.
+        quantized: The towers that are quantized.
+    """
+
+    runtime: str
+    provider: str
+    precision: str
+    towers: Mapping[str, str] = field(default_factory=dict)
+    quantized: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of ``manifest.json``; ``recipe``, ``versions`` and ``device`` are plain JSON values."""
+
+    model: ModelEntry
+    files: Mapping[str, FileEntry]
+    engines: Mapping[str, EngineEntry]
+    recipe: Mapping[str, Any]
+    recipe_sha256: str
+    versions: Mapping[str, str]
+    device: Mapping[str, Any]
+
+
+class Bundle:
+    """A bundle on disk, opened for reading: no file leaves it unchecked."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._checked: set[str] = set()
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read a bundle's manifest.
+
+        Raises:
+            UsageError: There is no bundle at ``folder``.
+            RefusedError: The manifest cannot be read, or is of an unknown schema version.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise UsageError(f"no bundle at {folder}", found="no manifest.json", fix="Make one with: clipq-export MODEL -o DIR")
+        try:
+            value = json.loads(path.read_text())
+            schema = value["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RefusedError(f"{path} is not a manifest", found=error, fix="Export the bundle again.") from error
+        if schema != SCHEMA:
+            raise RefusedError(
+                f"{path} has an unknown schema", found=schema, expected=SCHEMA, fix="Use the clipq that wrote it, or export again."
+            )
+        return cls(folder, _manifest_from_json(value, path))
+
+    def engine(self, engine_id: str) -> EngineEntry:
+        """Return an engine's entry.
+
+        Raises:
+            UsageError: The bundle has no such engine.
+        """
+        if engine_id not in self.manifest.engines:
+            raise unknown_name("engine of this bundle", engine_id, self.manifest.engines)
+        return self.manifest.engines[engine_id]
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file after checking that it stays inside, is no link, and has the hash the manifest names.
+
+        Raises:
+            RefusedError: It leaves the folder, is a link, is missing, is unknown to the manifest, or its hash differs.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise RefusedError(f"{name} is not named by the manifest of {self.folder}", fix="Export the bundle again.")
+        path = contained(self.folder, name)
+        if name not in self._checked:
+            _check_hash(path, entry)
+            self._checked.add(name)
+        return path
+
+    def verify(self) -> None:
+        """Check every file of the manifest; raises like ``file``."""
+        for name in self.manifest.files:
+            self.file(name)
+
+
+def contained(folder: Path, name: str) -> Path:
+    """Return ``folder / name`` when it stays inside and no part of it is a link.
+
+    Raises:
+        RefusedError: The name is absolute, climbs out, or passes through a symbolic link.
+    """
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise RefusedError(f"the manifest names a path outside the bundle: {name!r}", fix="Do not use this bundle.")
+    path = folder
+    for part in pure.parts:
+        path = path / part
+        if path.is_symlink():
+            raise RefusedError(
+                f"{path} is a symbolic link", expected="a regular file", fix="Copy the file into the bundle and export again."
+            )
+    return path
+
+
+def _check_hash(path: Path, entry: FileEntry) -> None:
+    if not path.exists() or not stat.S_ISREG(path.stat().st_mode):
+        raise RefusedError(f"{path} is missing", fix="Run the export again with --resume.")
+    found = sha256_file(path)
+    if found != entry.sha256:
+        raise RefusedError(
+            f"{path} is not the file the manifest names",
+            found=f"sha256 {found[:16]}…",
+            expected=f"{entry.sha256[:16]}…",
+            fix="Copy it again, or export again.",
+        )
+
+
+def describe_file(folder: Path, name: str, parent: str = "") -> FileEntry:
+    """Return the manifest entry of a file that was just written."""
+    path = folder / name
+    return FileEntry(sha256_file(path), path.stat().st_size, parent)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` atomically; it is written last, so a bundle without one is unfinished."""
+    write_json(
+        folder / MANIFEST,
+        {
+            "schema": SCHEMA,
+            "model": _plain(manifest.model),
+            "recipe": dict(manifest.recipe),
+            "recipe_sha256": manifest.recipe_sha256,
+            "versions": dict(manifest.versions),
+            "device": dict(manifest.device),
+            "engines": {name: _plain(entry) for name, entry in manifest.engines.items()},
+            "files": {name: _plain(entry) for name, entry in manifest.files.items()},
+        },
+    )
+
+
+def _plain(entry: ModelEntry | EngineEntry | FileEntry) -> dict[str, Any]:
+    values = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
+    return {name: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+
+
+def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
+    try:
+        return Manifest(
+            model=ModelEntry(**value["model"]),
+            files={name: FileEntry(**entry) for name, entry in value["files"].items()},
+            engines={name: EngineEntry(**{**entry, "quantized": tuple(entry["quantized"])}) for name, entry in value["engines"].items()},
+            recipe=value["recipe"],
+            recipe_sha256=value["recipe_sha256"],
+            versions=value["versions"],
+            device=value["device"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RefusedError(f"{path} is incomplete", found=error, fix="Export the bundle again.") from error

@@ -1,0 +1,1 @@
+"""Images in: sources, preprocessing, sampling and the leak check."""

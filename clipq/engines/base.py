@@ -1,0 +1,107 @@
+"""The engine protocol: towers in, FP32 embeddings out, everything checked before and after inference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from clipq.errors import EngineError
+
+Tower = Literal["image", "text"]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSpec:
+    """What one tower takes and gives; the first dimension of both is the batch.
+
+    Attributes:
+        input_dtype: ``float32`` for pixels, ``int32`` for tokens.
+        input_shape: Without the batch: ``(3, height, width)`` or ``(context length,)``.
+        embed_dim: Length of one embedding.
+    """
+
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    embed_dim: int
+
+
+class Engine(ABC):
+    """A context manager that turns pixels and tokens into embeddings.
+
+    Subclasses load in ``_open``, release in ``_close`` and compute in ``_run``; they never check, that is done here once for all.
+
+    Attributes:
+        id: ``<runtime>-<precision>[-<method>]``, e.g. ``ort-int8-static``.
+        towers: What each tower takes and gives.
+        provider: What really computes, asserted by ``_open``, e.g. ``CPUExecutionProvider``.
+    """
+
+    def __init__(self, engine_id: str, towers: Mapping[Tower, TowerSpec]) -> None:
+        self.id = engine_id
+        self.towers = dict(towers)
+        self.provider = ""
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
+        """Return the raw (not normalised) embeddings of a batch.
+
+        Args:
+            tower: ``image`` or ``text``.
+            batch: Pixels, float32 ``(n, 3, height, width)``, or token ids, int32 ``(n, context length)``.
+
+        Returns:
+            Float32 ``(n, embed_dim)``, finite.
+
+        Raises:
+            EngineError: A name, dtype or shape is wrong, or the output is not finite.
+        """
+        spec = self.towers.get(tower)
+        if spec is None:
+            raise EngineError(f"engine {self.id} has no {tower} tower", found=sorted(self.towers))
+        if batch.dtype != spec.input_dtype or batch.ndim != len(spec.input_shape) + 1 or batch.shape[1:] != spec.input_shape:
+            raise EngineError(
+                f"wrong input for the {tower} tower of {self.id}",
+                found=f"{batch.dtype} {batch.shape}",
+                expected=f"{spec.input_dtype} (n, {', '.join(map(str, spec.input_shape))})",
+            )
+        output = self._run(tower, batch)
+        if output.shape != (len(batch), spec.embed_dim) or output.dtype != np.float32:
+            raise EngineError(
+                f"wrong output of the {tower} tower of {self.id}",
+                found=f"{output.dtype} {output.shape}",
+                expected=f"float32 ({len(batch)}, {spec.embed_dim})",
+            )
+        if not np.isfinite(output).all():
+            rows = np.flatnonzero(~np.isfinite(output).all(axis=1))
+            raise EngineError(
+                f"NaN or infinity in the output of the {tower} tower of {self.id}",
+                found=f"{len(rows)} of {len(batch)} rows, first at row {rows[0]}",
+                fix="Export this engine again with another precision or calibration method.",
+            )
+        return output
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Load the towers, assert the provider and set ``self.provider``."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release what ``_open`` took."""
+
+    @abstractmethod
+    def _run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
+        """Compute one checked batch."""

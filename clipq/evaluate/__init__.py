@@ -1,0 +1,1 @@
+"""From engines and images to metrics, paired deltas and a verdict."""

@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: portable graphs, parity, quantization."""

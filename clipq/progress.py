@@ -1,0 +1,43 @@
+"""Progress on stderr: bars where a terminal can show them, silence elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Switch every bar and note off (or on again) for this process."""
+    global _quiet  # noqa: PLW0603 - one process, one stderr
+    _quiet = quiet
+
+
+def note(text: str) -> None:
+    """Print one line for the reader on stderr, unless quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a progress bar by n steps; without a terminal it only counts.
+
+    Args:
+        title: What is being done.
+        total: Number of steps, or None when unknown.
+    """
+    if _quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        note(f"{title} ({total})" if total is not None else title)
+        yield lambda _steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda steps: progress.advance(task, steps)
