@@ -37,17 +37,20 @@ class Engine(ABC):
     """A context manager that turns pixels and tokens into embeddings.
 
     Subclasses load in ``_open``, release in ``_close`` and compute in ``_run``; they never check, that is done here once for all.
+    ``run`` may be called from several threads at once.
 
     Attributes:
         id: ``<runtime>-<precision>[-<method>]``, e.g. ``ort-int8-static``.
         towers: What each tower takes and gives.
         provider: What really computes, asserted by ``_open``, e.g. ``CPUExecutionProvider``.
+        shares_cores: Other threads of this process need the cores too; set before ``_open``, which then forbids busy-waiting.
     """
 
     def __init__(self, engine_id: str, towers: Mapping[Tower, TowerSpec]) -> None:
         self.id = engine_id
         self.towers = dict(towers)
         self.provider = ""
+        self.shares_cores = False
 
     def __enter__(self) -> Self:
         self._open()
