@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+
+from clipq.files import write_json
 
 
 def comma_list(text: str) -> tuple[str, ...]:
@@ -39,3 +42,11 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 def add_resume(parser: argparse.ArgumentParser) -> None:
     """Add ``--resume``."""
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same folder")
+
+
+def write_json_option(target: str, value: object) -> None:
+    """Write a result where ``--json`` says: a file, or stdout for ``-``."""
+    if target == "-":
+        print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        write_json(Path(target), value)

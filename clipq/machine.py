@@ -1,0 +1,67 @@
+"""What this machine is and which versions run on it: every record that carries a figure carries this."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTIONS = (
+    "clipq",
+    "numpy",
+    "scipy",
+    "pillow",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, usable cores, memory in bytes, system and Python version."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may use (a container's limit on the set of processors counts)."""
+    return len(os.sched_getaffinity(0))
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that decide a figure; nothing is imported for it."""
+    versions = {}
+    for name in DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
