@@ -43,13 +43,8 @@ def usable_cores() -> int:
 
 def library_versions() -> dict[str, str]:
     """Return the installed versions of the libraries that decide a figure; nothing is imported for it."""
-    versions = {}
-    for name in DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    installed = {(distribution.name or "").lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    return {name: installed[key] for name in DISTRIBUTIONS if (key := name.replace("_", "-")) in installed}
 
 
 def now() -> str:

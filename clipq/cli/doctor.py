@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
