@@ -1,0 +1,128 @@
+"""What each number of a report is: its label, unit, better direction, meaning and source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["high", "low", "zero", "neither"]
+Unit = Literal["fraction", "nats", "number", "seconds", "bytes", "images/s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One kind of number.
+
+    Attributes:
+        label: How a reader calls it.
+        better: Which direction is better; ``zero`` for signed errors, ``neither`` where there is no better.
+        meaning: One sentence with the range.
+        source: Where the definition comes from.
+        unit: Fractions are stored in [0, 1] and shown as per cent, their differences as percent points.
+    """
+
+    label: str
+    better: Better
+    meaning: str
+    source: str = ""
+    unit: Unit = "fraction"
+
+
+METRICS: Mapping[str, Quantity] = {
+    "acc1": Quantity("Top-1 accuracy", "high", "Share of images whose most probable class is right; 0 to 100 %."),
+    "acc5": Quantity("Top-5 accuracy", "high", "Share of images whose right class is among the five most probable; 0 to 100 %."),
+    "mean_per_class_recall": Quantity(
+        "Mean recall", "high", "Accuracy per class, averaged over classes, so that rare classes count; 0 to 100 %."
+    ),
+    "nll": Quantity("NLL", "low", "Mean of -log of the probability given to the right class; 0 is perfect, no upper end.", unit="nats"),
+    "brier": Quantity(
+        "Brier score", "low", "Squared error of the class probabilities, summed over classes; 0 to 2.", "Brier 1950", "number"
+    ),
+    "ece15": Quantity(
+        "ECE-15",
+        "low",
+        "Mean distance between confidence and accuracy in 15 bins of equal width; 0 to 100 %. It is biased upwards on few images.",
+        "Naeini et al. 2015; Guo et al. 2017",
+    ),
+    "ece_em15": Quantity("ECE, equal mass", "low", "The same with 15 bins of equally many images.", "Nguyen & O'Connor 2015"),
+    "ece_sweep": Quantity("ECE, sweep", "low", "The same with as many bins as keep accuracy monotone.", "Roelofs et al. 2022"),
+    "ece_debiased": Quantity("ECE, debiased", "low", "Root of the bias-corrected squared error.", "Kumar et al. 2019"),
+    "ece_classwise": Quantity(
+        "ECE, per class", "low", "Calibration error of every class probability, averaged over classes.", "Kull et al. 2019"
+    ),
+    "mce": Quantity("MCE", "low", "The largest gap of any bin; dominated by bins with few images.", "Naeini et al. 2015"),
+    "signed_gap": Quantity(
+        "Over-confidence", "zero", "Mean confidence minus accuracy: above 0 the model claims too much, below 0 too little."
+    ),
+    "ece15_after_temperature": Quantity(
+        "ECE-15 after temperature", "low", "ECE-15 after one temperature was fitted on held-out images.", "Guo et al. 2017"
+    ),
+    "temperature": Quantity(
+        "Fitted temperature", "neither", "The temperature that fits best; 1 means nothing to mend.", "Guo et al. 2017", "number"
+    ),
+    "aurc": Quantity(
+        "AURC", "low", "Mean error over all coverages when the least confident images are refused first.", "Geifman & El-Yaniv 2017"
+    ),
+    "eaurc": Quantity("E-AURC", "low", "AURC minus that of the best possible order.", "Geifman et al. 2019"),
+}
+
+OOD_METRICS: Mapping[str, Quantity] = {
+    "auroc": Quantity(
+        "AUROC", "high", "Chance that a foreign image scores more foreign than a known one; 50 % is a coin, 100 % perfect.", "Fawcett 2006"
+    ),
+    "aupr_in": Quantity(
+        "AUPR-in", "high", "Average precision with known images as positives; depends on the ratio of the two.", "Hendrycks & Gimpel 2017"
+    ),
+    "aupr_out": Quantity(
+        "AUPR-out", "high", "Average precision with foreign images as positives; depends on the ratio.", "Hendrycks & Gimpel 2017"
+    ),
+    "fpr95_id_pos": Quantity(
+        "FPR95 (ID positive)",
+        "low",
+        "Share of foreign images accepted when 95 % of the known ones are.",
+        "Liang et al. 2018; Ming et al. 2022",
+    ),
+    "fpr95_ood_pos": Quantity(
+        "FPR95 (OOD positive)", "low", "Share of known images refused when 95 % of the foreign ones are.", "OpenOOD v1.5"
+    ),
+}
+
+SCORES: Mapping[str, Quantity] = {
+    "mcm": Quantity("MCM", "neither", "Largest softmax probability of the plain cosines (temperature 1).", "Ming et al. 2022", "number"),
+    "msp": Quantity("MSP", "neither", "Largest softmax probability of the scaled logits.", "Hendrycks & Gimpel 2017", "number"),
+    "maxlogit": Quantity("MaxLogit", "neither", "Largest scaled logit.", "Hendrycks et al. 2022", "number"),
+    "energy": Quantity("Energy", "neither", "Log-sum-exp of the scaled logits.", "Liu et al. 2020", "number"),
+    "entropy": Quantity("Entropy", "neither", "Entropy of the class probabilities.", "Chan et al. 2021", "number"),
+    "gl_mcm": Quantity("GL-MCM", "neither", "MCM of the whole image plus that of its patches.", "Miyai et al. 2023", "number"),
+    "neglabel": Quantity(
+        "NegLabel", "neither", "Probability left to the known classes beside many foreign words.", "Jiang et al. 2024", "number"
+    ),
+}
+
+PAIRED: Mapping[str, Quantity] = {
+    "disagreement": Quantity("Disagreement", "low", "Share of images whose top-1 class is not the baseline's."),
+    "flips": Quantity("Flips", "low", "Share of images that went from right to wrong or from wrong to right.", "Dutta et al. 2024"),
+    "flips_pos_to_neg": Quantity("Right to wrong", "low", "Share of images the baseline has right and the engine wrong."),
+    "flips_neg_to_pos": Quantity("Wrong to right", "high", "Share of images the baseline has wrong and the engine right."),
+    "js_divergence": Quantity("JS divergence", "low", "Mean distance of the two probability vectors; 0 to 0.693.", "Lin 1991", "nats"),
+    "cosine_mean": Quantity("Cosine", "high", "Mean cosine of the two image embeddings; 1 is identical.", unit="number"),
+    "cosine_centred_mean": Quantity(
+        "Cosine, centred",
+        "high",
+        "The same after subtracting the mean embedding, which all images share and which hides damage.",
+        unit="number",
+    ),
+}
+
+BENCH: Mapping[str, Quantity] = {
+    "p50_s": Quantity("p50", "low", "Half of the runs took at most this long.", unit="seconds"),
+    "p90_s": Quantity("p90", "low", "Nine runs in ten took at most this long.", unit="seconds"),
+    "p99_s": Quantity("p99", "low", "99 runs in a hundred took at most this long.", unit="seconds"),
+    "images_per_s": Quantity("Throughput", "high", "Images per second at this batch.", unit="images/s"),
+    "size_bytes": Quantity("Size", "low", "Bytes of the files that ship.", unit="bytes"),
+    "load_s": Quantity("Load time", "low", "From opening the engine to the first answer it could give.", unit="seconds"),
+    "peak_rss_bytes": Quantity(
+        "Peak memory", "low", "Largest resident memory of a process that loads and runs only this engine.", unit="bytes"
+    ),
+}
