@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+MAX_ENCODED_BYTES = 64 << 20  # sources read at most one byte more of a file; an image that reaches it counts as unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,7 @@ class Sample:
     Attributes:
         id: Stable and unique inside its source, e.g. ``0.tar/s0000001.jpg`` or ``tench/n01440764_10026.jpg``.
         label: Index into the source's class names, or -1 where the source has no labels.
-        data: The encoded image (JPEG, PNG, PPM, ...), byte for byte.
+        data: The encoded image (JPEG, PNG, PPM, ...), byte for byte; empty when the file could not be read.
     """
 
     id: str
@@ -25,17 +29,23 @@ class Sample:
 
 
 class Source(Protocol):
-    """Encoded images in one fixed order.
+    """Encoded images in one fixed order."""
 
-    Attributes:
-        id: The canonical data id, e.g. ``wds:/data/cifar10:test``.
-        classnames: One name per label, empty where the source has no labels.
-        templates: Prompt templates with ``{c}`` for the class name.
-    """
+    @property
+    def id(self) -> str:
+        """The canonical data id, e.g. ``wds:/data/cifar10:test``."""
 
-    id: str
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """One name per label, empty where the source has no names."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Prompt templates with ``{c}`` for the class name."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The label of each image, int64 ``(n,)``, -1 where there is none; known without reading any image."""
 
     def __len__(self) -> int:
         """Return the number of images."""

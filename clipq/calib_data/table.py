@@ -1,0 +1,38 @@
+"""The kinds of data sources by the first word of a data id: each loaded only when it is opened."""
+
+from __future__ import annotations
+
+import importlib
+
+from clipq.calib_data.source import Source
+from clipq.errors import unknown_name
+
+# Each opens with (what follows the colon, split that was asked for or None) -> Source.
+SOURCES: dict[str, str] = {
+    "hf": "clipq.calib_data.parquet:open_parquet",
+    "imagefolder": "clipq.calib_data.imagefolder:open_imagefolder",
+    "imglist": "clipq.calib_data.imglist:open_imglist",
+    "synthetic": "clipq.calib_data.synthetic:open_synthetic",
+    "wds": "clipq.calib_data.wds:open_wds",
+}
+
+
+def open_source(data_id: str, *, split: str | None = None) -> Source:
+    """Return the images that a data id names; nothing is decoded.
+
+    Args:
+        data_id: ``wds:PATH[:SPLIT]``, ``imagefolder:PATH``, ``imglist:FILE[@ROOT]``, ``hf:PATH[@REVISION][:SPLIT]`` (local parquet) or
+            ``synthetic:NAME[:SPLIT]``.
+        split: Overrides the split that the id names; ignored by kinds without splits.
+
+    Raises:
+        UsageError: The kind, the folder or the split is unknown.
+        DataError: The folder is empty, a class has no images, or labels and class names do not fit each other.
+        MissingRuntimeError: ``hf:`` without pyarrow.
+    """
+    scheme, _, rest = data_id.partition(":")
+    if scheme not in SOURCES:
+        raise unknown_name("kind of data id", scheme, SOURCES)
+    module, opener = SOURCES[scheme].split(":")
+    source: Source = getattr(importlib.import_module(module), opener)(rest, split)
+    return source
