@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy.typing as npt
@@ -45,8 +44,7 @@ class TorchEngine(Engine):
             RefusedError: ``preprocess.json`` is not the file the manifest names.
         """
         bundle.engine(engine_id)
-        preprocess = Preprocess.from_json(json.loads(bundle.file("preprocess.json").read_text()))
-        return cls(engine_id, bundle.manifest.model, preprocess.size, threads)
+        return cls(engine_id, bundle.manifest.model, Preprocess.from_file(bundle.file("preprocess.json")).size, threads)
 
     def _open(self) -> None:
         checkpoint = load_checkpoint(self._entry.id)
