@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from clipq.calib_data.source import Source
-from clipq.errors import unknown_name
+from clipq.errors import UsageError, unknown_name
 
 # Each opens with (what follows the colon, split that was asked for or None) -> Source.
 SOURCES: dict[str, str] = {
@@ -33,6 +33,8 @@ def open_source(data_id: str, *, split: str | None = None) -> Source:
     scheme, _, rest = data_id.partition(":")
     if scheme not in SOURCES:
         raise unknown_name("kind of data id", scheme, SOURCES)
+    if not rest:
+        raise UsageError(f"nothing follows the colon in {data_id!r}", expected=f"{scheme}:PATH or {scheme}:NAME")
     module, opener = SOURCES[scheme].split(":")
     source: Source = getattr(importlib.import_module(module), opener)(rest, split)
     return source
