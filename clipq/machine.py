@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +47,13 @@ def library_versions() -> dict[str, str]:
     """Return the installed versions of the libraries that decide a figure; nothing is imported for it."""
     installed = {(distribution.name or "").lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
     return {name: installed[key] for name in DISTRIBUTIONS if (key := name.replace("_", "-")) in installed}
+
+
+def record(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a measurement: what was measured, when, by which command, on what, with which versions."""
+    command = shlex.join(["python", *(Path(word).name if word.endswith(".py") else word for word in sys.argv)])
+    head = {"benchmark": benchmark, "created": now(), "command": command, "machine": describe_machine(), "versions": library_versions()}
+    return {**head, **figures}
 
 
 def now() -> str:
