@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from clipq.errors import UsageError, unknown_name
-from clipq.evaluate.report.format import difference, quantity
+from clipq.evaluate.report.format import difference, interval, quantity
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
 
 Kind = Literal["results", "ood", "paired", "bench"]
@@ -73,10 +73,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One number of the report that a rule concerns, as it is stored (fractions in [0, 1])."""
+    """One number of the report that a rule concerns, as it is stored (fractions in [0, 1]); ``where`` is ``data`` in words."""
 
     engine: str
     data: str
+    where: str
     value: float | None
     ci95: Interval | None
     n: int | None
@@ -151,14 +152,15 @@ def readings(gate: Gate, report: Mapping[str, Any]) -> Iterator[Reading]:
 def _read_results(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
     for data, metrics in report["results"].get(engine, {}).items():
         if gate.metric in metrics:
-            yield _measured(gate, engine, data, metrics[gate.metric])
+            yield _measured(gate, engine, data, f" on {data}", metrics[gate.metric])
 
 
 def _read_ood(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
     for pair, scores in report["ood"].get(engine, {}).items():
         for score, metrics in scores.items():
             if gate.score in {None, score} and gate.metric in metrics:
-                yield _measured(gate, engine, f"{pair} {score}", metrics[gate.metric])
+                where = f" of {SCORES[score].label if score in SCORES else score}, {pair.replace('|', ' against ')}"
+                yield _measured(gate, engine, f"{pair} {score}", where, metrics[gate.metric])
 
 
 def _read_paired(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
@@ -167,31 +169,31 @@ def _read_paired(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator
             n = report["datasets"].get(data, {}).get("n")
             value = values[gate.metric]
             known = gate.quantity.unit == "fraction" and n and value is not None
-            yield Reading(engine, data, value, wilson_interval(value, n) if known else None, n)
+            yield Reading(engine, data, f" on {data}", value, wilson_interval(value, n) if known else None, n)
 
 
 def _read_bench(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
     scenario = report["bench"].get(engine, {}).get(gate.metric, {})
     if gate.field in scenario:
-        yield Reading(engine, "", scenario[gate.field], None, scenario.get("n"))
+        yield Reading(engine, "", f" ({gate.metric})", scenario[gate.field], None, scenario.get("n"))
 
 
 _READERS = {"results": _read_results, "ood": _read_ood, "paired": _read_paired, "bench": _read_bench}
 
 
-def _measured(gate: Gate, engine: str, data: str, entry: Mapping[str, Any]) -> Reading:
+def _measured(gate: Gate, engine: str, data: str, where: str, entry: Mapping[str, Any]) -> Reading:
     value, n = entry[gate.stored_field], entry["n"]
     raw = entry["ci95" if gate.stored_field == "value" else "delta_ci95"]
-    interval = None if value is None or raw is None or None in raw else (float(raw[0]), float(raw[1]))
-    if interval is not None and gate.quantity.unit == "fraction":
-        interval = _no_narrower(value, interval, n)
-    return Reading(engine, data, value, interval, n)
+    ends = None if value is None or raw is None or None in raw else (float(raw[0]), float(raw[1]))
+    if ends is not None and gate.quantity.unit == "fraction":
+        ends = no_narrower(value, ends, n)
+    return Reading(engine, data, where, value, ends, n)
 
 
-def _no_narrower(value: float, interval: Interval, n: int) -> Interval:
+def no_narrower(value: float, ends: Interval, n: int) -> Interval:
     """Widen an interval to the rule of three: what was never seen in n images may still happen in 3 of n (Hanley 1983)."""
     floor = 3 / max(n, 1)
-    return min(interval[0], value - floor), max(interval[1], value + floor)
+    return min(ends[0], value - floor), max(ends[1], value + floor)
 
 
 def wilson_interval(fraction: float, n: int) -> Interval:
@@ -251,20 +253,29 @@ def images_needed(gate: Gate, reading: Reading) -> int | None:
 
 
 def _sentence(gate: Gate, reading: Reading, outcome: Outcome, needed: int | None) -> str:
-    where = f" on {reading.data}" if reading.data else f" ({gate.metric})" if gate.kind == "bench" else ""
     if reading.value is None:
-        return f"{gate.rule}: not measured{where}, so it cannot pass"
+        return f"{gate.rule}: not measured{reading.where}, so it cannot pass"
     show = difference if gate.stored_field == "delta" else quantity
-    unit = gate.quantity.unit
-    limit = show(gate.limit / gate.scale, unit)
-    text = f"{gate.quantity.label} {show(reading.value, unit)}"
-    if reading.ci95 is not None:
-        text += f" [{show(reading.ci95[0], unit)}, {show(reading.ci95[1], unit)}]"
-    text += f"{where}" + (f", n = {reading.n:,}" if reading.n else "")
-    if outcome == "fail":
-        sure = reading.ci95 is None or all(gate.fails(end * gate.scale) for end in reading.ci95)
-        return f"{text}: beyond the limit {limit}" + ("" if sure else ", though the interval reaches back over it")
+    limit = f"the limit of {show(gate.limit / gate.scale, gate.quantity.unit)}"
+    facts = f"{_facts(gate, reading)}: "
+    if outcome == "pass":
+        return f"{facts}within {limit}"
     if outcome == "unproven":
-        more = f"about {needed:,} images would" if needed else "no sample of a practical size would"
-        return f"{text}: within the limit {limit}, but the sample cannot show it; {more}"
-    return f"{text}: within the limit {limit}"
+        return f"{facts}within {limit}, but the sample cannot show it; {_advice(reading, needed)}"
+    sure = reading.ci95 is None or all(gate.fails(end * gate.scale) for end in reading.ci95)
+    return f"{facts}beyond {limit}" + ("" if sure else ", though the interval reaches back over it")
+
+
+def _facts(gate: Gate, reading: Reading) -> str:
+    signed = gate.stored_field == "delta"
+    unit = gate.quantity.unit
+    text = f"{gate.quantity.label} {(difference if signed else quantity)(reading.value, unit)}"
+    if reading.ci95 is not None:
+        text += f" {interval(reading.ci95, unit, signed=signed)}"
+    return f"{text}{reading.where}" + (f", n = {reading.n:,}" if reading.n else "")
+
+
+def _advice(reading: Reading, needed: int | None) -> str:
+    if reading.ci95 is None:
+        return "no interval was computed"
+    return f"about {needed:,} images would" if needed else "no practical number of images would"

@@ -58,7 +58,7 @@ def _judge_rule(report: Mapping[str, Any], gate: Gate, *, asked: bool) -> Iterat
     for engine in report["engines"]:
         concerned = engine != report["baseline"] and gate.engine in {None, engine}
         if asked and concerned and engine not in seen:
-            yield judge_reading(gate, Reading(engine, "", None, None, None))
+            yield judge_reading(gate, Reading(engine, "", "", None, None, None))
 
 
 def _verdict(

@@ -36,7 +36,7 @@ def difference(value: float | None, unit: Unit) -> str:
         return MISSING
     text = f"{_digits(abs(value) * 100, 2)} pp" if unit == "fraction" else quantity(abs(value), unit)
     if not any(digit in text for digit in "123456789"):
-        return f"±{text}"
+        return text
     return ("−" if value < 0 else "+") + text
 
 

@@ -2,13 +2,112 @@
 
 from __future__ import annotations
 
-import html
+import json
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
+import jinja2
+import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
+
+from clipq.evaluate.report import plots, tables, view
+from clipq.evaluate.report.names import METRICS, SCORES
+from clipq.evaluate.report.samples import SCORE_COLUMNS, select
+
+Samples = Mapping[str, npt.NDArray[Any]]
 
 
-def render_html(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]]) -> str:  # noqa: ARG001
-    """Return the report as one HTML page."""
-    return f"<!doctype html><title>{html.escape(report['provenance']['model']['id'])}</title>"
+def render_html(report: Mapping[str, Any], samples: Samples) -> str:
+    """Return the report as one HTML page: no script, nothing from outside, every name escaped."""
+    folder = files("clipq.evaluate.report")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
+    style = Markup((folder / "report.css").read_text("utf-8"))  # noqa: S704 - our own file
+    return template.render(style=style, **_words(report, samples), **_tables(report), **_figures(report, samples))
+
+
+def _words(report: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
+    origin = report["provenance"]
+    return {
+        "model": origin["model"]["id"], "random_weights": origin["model"].get("random_weights", False), "created": origin["created"],
+        "baseline": report["baseline"], "headline": view.headline(report), "cards": view.cards(report), "facts": view.facts(report),
+        "engine_facts": view.engine_facts(report), "skipped": view.skipped(report), "notes": view.sample_notes(report, samples),
+        "rules": list(dict.fromkeys(gate["rule"] for gate in report["gates"])), "gates": report["gates"], "glossary": view.glossary(report),
+        "provenance": json.dumps(origin, indent=2, ensure_ascii=False),
+    }  # fmt: skip
+
+
+def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
+    data_ids = tables.labelled(report)
+    others = [metric for metric in METRICS if metric not in tables.MAIN_METRICS]
+    pairs = tables.pairs(report)
+    return {
+        "main_tables": [tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in tables.MAIN_METRICS]) for data in data_ids],
+        "more_tables": [tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in others]) for data in data_ids],
+        "paired_tables": [table for data in data_ids if (table := tables.paired_table(report, data)).rows],
+        "ood_tables": [tables.ood_table(report, pair, "auroc") for pair in pairs],
+        "more_ood_tables": [tables.ood_table(report, pair, metric) for pair in pairs for metric in tables.ood_metrics(report, pair) if metric != "auroc"],
+        "robustness": tables.robustness_table(report),
+        "bench": tables.bench_table(report),
+    }
+
+
+def _figures(report: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
+    return {"tradeoff": _tradeoff(report), "reliability": _reliability(report, samples), "histograms": _histograms(report, samples)}
+
+
+def _reliability(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, list[Markup]]]:
+    """Return (data set, one panel per engine)."""
+    found = []
+    for data in tables.labelled(report):
+        parts = {engine: select(samples, engine=engine, data=data, role="id") for engine in report["engines"]}
+        base = parts[report["baseline"]]
+        found.append((data, [_markup(plots.reliability(e, rows, report["baseline"], base)) for e, rows in parts.items() if len(rows["label"])]))
+    return found
+
+
+def _histograms(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, str, list[Markup]]]:
+    """Return (pair in words, score, one panel per engine), MCM first."""
+    found = []
+    for pair in tables.pairs(report):
+        known, foreign = pair.split("|")
+        parts = {}
+        for engine in report["engines"]:
+            own = select(samples, engine=engine, classifier=known)
+            parts[engine] = (select(own, data=known, role="id"), select(own, data=foreign, role="ood"))
+        base = parts[report["baseline"]]
+        for score in SCORE_COLUMNS:
+            panels = [plots.histogram(e, score, rows, report["baseline"], base) for e, rows in parts.items() if len(rows[1]["label"])]
+            found.append((pair.replace("|", " against "), SCORES[score].label, [_markup(panel) for panel in panels]))
+    return found
+
+
+def _tradeoff(report: Mapping[str, Any]) -> list[Markup]:
+    """Return accuracy and ECE over latency at batch 1, averaged over the clean data sets; nothing without latency."""
+    timed = {e: values["image-b1"]["p50_s"] * 1e3 for e, values in report["bench"].items() if "image-b1" in values}
+    clean = [data for data in tables.labelled(report) if tables.axis_of(data) is None] or tables.labelled(report)
+    points = []
+    for engine, x in timed.items():
+        own = [report["results"][engine][data] for data in clean if data in report["results"].get(engine, {})]
+        if own and all(metric in entry for entry in own for metric in ("acc1", "ece15")):
+            size = report["bench"][engine].get("artefact", {}).get("size_bytes") or report["engines"][engine]["size_bytes"]
+            points.append({"engine": engine, "x": x, "size": size, **_mean(own, "acc1"), **_mean(own, "ece15")})
+    if len(points) < 2:
+        return []
+    x_title = "latency of one image, p50, ms"
+    return [_markup(plots.tradeoff(points, metric, METRICS[metric].label, x_title)) for metric in ("acc1", "ece15")]
+
+
+def _mean(entries: list[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return the mean over data sets and its interval, as of independent samples."""
+    values = [entry[metric]["value"] for entry in entries]
+    ends = np.array([entry[metric]["ci95"] or [entry[metric]["value"]] * 2 for entry in entries])
+    value = float(np.mean(values))
+    low, high = (float(np.sqrt(np.sum((ends[:, side] - values) ** 2)) / len(values)) for side in (0, 1))
+    return {metric: value, f"{metric}_ci": (value - low, value + high)}
+
+
+def _markup(svg: str) -> Markup:
+    return Markup(svg)  # noqa: S704 - made by plots.py, which escapes every name

@@ -1,0 +1,185 @@
+"""The tables of a report, with every number already in words: value, difference, interval and whether that is better or worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from clipq.evaluate.report.format import MISSING, difference, interval, quantity, ratio
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+
+Tone = Literal["", "better", "worse", "same"]
+MAIN_METRICS = ("acc1", "ece15", "signed_gap", "nll")
+AXES = {"noise": "Noise corruption", "shift": "Covariate shift", "spurious": "Spurious correlation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number: ``tone`` and ``word`` say what its difference to the baseline means."""
+
+    value: str = MISSING
+    delta: str = ""
+    interval: str = ""
+    tone: Tone = ""
+    word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: a row per engine, a column per quantity; ``hints`` explain the columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    hints: Sequence[str] = ()
+    note: str = ""
+    head: str = "Engine"
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def measured_cell(entry: Mapping[str, Any] | None, kind: Quantity) -> Cell:
+    """Return the cell of one measurement; without a difference (the baseline) its own interval is shown."""
+    if entry is None or entry["value"] is None:
+        return Cell()
+    value = quantity(entry["value"], kind.unit)
+    if entry["delta"] is None:
+        ends = interval(entry["ci95"], kind.unit, signed=False)
+        return Cell(value, interval="" if ends == MISSING else ends)
+    tone, word = meaning(entry, kind)
+    return Cell(value, difference(entry["delta"], kind.unit), interval(entry["delta_ci95"], kind.unit, signed=True), tone, word)
+
+
+def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
+    """Return tone and word of a difference: better or worse only where its 95 % interval excludes zero."""
+    delta, ends = entry["delta"], entry["delta_ci95"]
+    shown = difference(delta, kind.unit)
+    if not any(digit in shown for digit in "123456789"):
+        return "same", "equal"
+    if ends is None or None in ends or ends[0] <= 0 <= ends[1]:
+        return "same", "no clear difference"
+    if kind.better == "neither":
+        return "same", "differs"
+    grew = delta > 0
+    if kind.better == "zero":
+        grew = abs(entry["value"]) > abs(entry["value"] - delta)
+    return ("better", "better") if grew == (kind.better == "high") else ("worse", "worse")
+
+
+def result_table(report: Mapping[str, Any], data: str, metrics: Sequence[str]) -> Table:
+    """Return engine x metric for one labelled data set."""
+    rows = []
+    for engine, results in report["results"].items():
+        if data in results:
+            rows.append((engine, [measured_cell(results[data].get(metric), METRICS[metric]) for metric in metrics]))
+    return Table(data, [METRICS[metric].label for metric in metrics], rows, [METRICS[metric].meaning for metric in metrics])
+
+
+def measured_metrics(report: Mapping[str, Any], data: str) -> list[str]:
+    """Return the metrics any engine has on ``data``, in the order of ``METRICS``."""
+    return [metric for metric in METRICS if any(metric in results.get(data, {}) for results in report["results"].values())]
+
+
+def labelled(report: Mapping[str, Any]) -> list[str]:
+    """Return the data sets that were classified, in order of first appearance."""
+    return list(dict.fromkeys(data for results in report["results"].values() for data in results))
+
+
+def pairs(report: Mapping[str, Any]) -> list[str]:
+    """Return every ``ID|OOD`` that was scored."""
+    return list(dict.fromkeys(pair for scored in report["ood"].values() for pair in scored))
+
+
+def ood_table(report: Mapping[str, Any], pair: str, metric: str) -> Table:
+    """Return engine x score for one metric of one ``ID|OOD``."""
+    scores = list(dict.fromkeys(score for scored in report["ood"].values() for score in scored.get(pair, {})))
+    rows = []
+    for engine, scored in report["ood"].items():
+        if pair in scored:
+            rows.append((engine, [measured_cell(scored[pair].get(score, {}).get(metric), OOD_METRICS[metric]) for score in scores]))
+    known = [SCORES[score] if score in SCORES else Quantity(score, "neither", score) for score in scores]
+    title = f"{OOD_METRICS[metric].label}: {pair.replace('|', ' against ')}"
+    return Table(title, [item.label for item in known], rows, [item.meaning for item in known])
+
+
+def ood_metrics(report: Mapping[str, Any], pair: str) -> list[str]:
+    """Return the metrics any score of ``pair`` has, in the order of ``OOD_METRICS``."""
+    found = {metric for scored in report["ood"].values() for metrics in scored.get(pair, {}).values() for metric in metrics}
+    return [metric for metric in OOD_METRICS if metric in found]
+
+
+def paired_table(report: Mapping[str, Any], data: str) -> Table:
+    """Return engine x agreement with the baseline for one data set."""
+    keys = [key for key in PAIRED if any(key in values.get(data, {}) for values in report["paired"].values())]
+    rows = [
+        (engine, [Cell(quantity(values[data].get(key), PAIRED[key].unit)) for key in keys])
+        for engine, values in report["paired"].items()
+        if data in values
+    ]
+    return Table(data, [PAIRED[key].label for key in keys], rows, [PAIRED[key].meaning for key in keys])
+
+
+def axis_of(data: str) -> str | None:
+    """Return the robustness axis a data id names at its end, or None.
+
+    >>> axis_of("synthetic:scenes-noise"), axis_of("wds:/data/cifar10:test")
+    ('noise', None)
+    """
+    tail = data.replace(":test", "").rsplit("-", 1)[-1]
+    return tail if tail in AXES else None
+
+
+def robustness_table(report: Mapping[str, Any]) -> Table | None:
+    """Return accuracy and ECE of every engine per robustness axis beside the clean images, or None without such data."""
+    data_ids = [data for data in labelled(report) if axis_of(data)]
+    if not data_ids:
+        return None
+    clean = [data for data in labelled(report) if any(other.startswith(f"{data}-") for other in data_ids)]
+    names = [*clean, *data_ids]
+    columns = [f"{AXES[axis_of(data) or ''] if axis_of(data) else 'Clean'}: {label}" for data in names for label in ("top-1", "ECE-15")]
+    rows = []
+    for engine, results in report["results"].items():
+        cells = [measured_cell(results.get(data, {}).get(metric), METRICS[metric]) for data in names for metric in ("acc1", "ece15")]
+        rows.append((engine, cells))
+    return Table("Accuracy and calibration per axis", columns, rows, [data for data in names for _ in range(2)])
+
+
+def bench_table(report: Mapping[str, Any]) -> Table | None:
+    """Return latency per engine and scenario, size, load time and memory, or None when nothing was measured."""
+    scenarios = list(dict.fromkeys(name for values in report["bench"].values() for name in values if name != "artefact"))
+    if not scenarios:
+        return None
+    columns = [f"{name}: {BENCH[key].label}" for name in scenarios for key in ("p50_s", "p90_s", "p99_s", "images_per_s")]
+    artefact = ("size_bytes", "load_s", "peak_rss_bytes")
+    columns += [BENCH[key].label for key in artefact]
+    rows = []
+    for engine, values in report["bench"].items():
+        cells = [_bench_cell(report, engine, name, key) for name in scenarios for key in ("p50_s", "p90_s", "p99_s", "images_per_s")]
+        cells += [_bench_cell(report, engine, "artefact", key) for key in artefact]
+        if values:
+            rows.append((engine, cells))
+    return Table("Latency, throughput, size and memory", columns, rows, note=_bench_note(report, scenarios))
+
+
+def _bench_cell(report: Mapping[str, Any], engine: str, scenario: str, key: str) -> Cell:
+    value = report["bench"][engine].get(scenario, {}).get(key)
+    base = report["bench"].get(report["baseline"], {}).get(scenario, {}).get(key)
+    if value is None:
+        return Cell("too few runs" if key == "p99_s" and scenario in report["bench"][engine] else MISSING)
+    shown = quantity(value, BENCH[key].unit)
+    if engine == report["baseline"] or not base or not value or key not in {"p50_s", "size_bytes"}:
+        return Cell(shown)
+    if key == "p50_s":
+        return Cell(shown, f"{ratio(base / value)} as fast", tone="better" if base > value else "worse")
+    return Cell(shown, f"{ratio(value / base)} the size", tone="better" if value < base else "worse")
+
+
+def _bench_note(report: Mapping[str, Any], scenarios: Sequence[str]) -> str:
+    parts = []
+    for name in scenarios:
+        runs = [values[name] for values in report["bench"].values() if name in values]
+        counts = sorted({run["n"] for run in runs})
+        count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        threads = ", ".join(str(number) for number in sorted({run["threads"] for run in runs}))
+        parts.append(f"{name}: batch {runs[0]['batch']}, {count} timed runs per engine after warm-up, {threads} threads")
+    return "; ".join(parts) + "."

@@ -1,0 +1,177 @@
+"""What the page and the Markdown say in words: verdict cards, facts, notes on sample size, glossary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipq.evaluate.report.format import difference, interval, quantity, ratio
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+from clipq.evaluate.report.samples import select
+from clipq.evaluate.report.tables import labelled, measured_metrics, ood_metrics, pairs
+
+OUTCOMES = {
+    "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
+    "not shown": ("Not shown", "No gate fails, but the sample is too small to show that nothing is lost."),
+    "do not ship": ("Do not ship", "At least one gate fails."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The verdict on one engine: ``figures`` are (label, value, interval or remark)."""
+
+    engine: str
+    outcome: str
+    word: str
+    sentence: str
+    figures: list[tuple[str, str, str]]
+    why: list[str]
+    dominated_by: str | None
+
+
+def cards(report: Mapping[str, Any]) -> list[Card]:
+    """Return the verdicts, engines that may ship first."""
+    order = list(OUTCOMES)
+    made = []
+    for engine, verdict in report["verdict"].items():
+        outcome = verdict.get("outcome") or ("ship" if verdict["ship"] else "do not ship")
+        word, sentence = OUTCOMES[outcome]
+        if outcome == "not shown" and not verdict["ship"]:
+            sentence += " Proof was required, so it is held back."
+        made.append(Card(engine, outcome, word, sentence, _figures(report, engine), verdict["why"], verdict.get("dominated_by")))
+    return sorted(made, key=lambda card: order.index(card.outcome))
+
+
+def _figures(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]:
+    figures = []
+    for metric in ("acc1", "ece15"):
+        found = {data: metrics[metric] for data, metrics in report["results"].get(engine, {}).items() if metric in metrics}
+        figures += _worst(found, METRICS[metric])
+    found = {pair: scores["mcm"]["auroc"] for pair, scores in report["ood"].get(engine, {}).items() if "auroc" in scores.get("mcm", {})}
+    figures += _worst(found, OOD_METRICS["auroc"])
+    return figures + _speed(report, engine)
+
+
+def _worst(found: Mapping[str, Mapping[str, Any]], kind: Quantity) -> list[tuple[str, str, str]]:
+    known = {data: entry for data, entry in found.items() if entry["delta"] is not None}
+    if not known:
+        return []
+    sign = 1 if kind.better == "high" else -1
+    data = min(known, key=lambda name: sign * known[name]["delta"])
+    label = kind.label + (f", worst of {len(known)}" if len(known) > 1 else "")
+    return [(label, difference(known[data]["delta"], kind.unit), interval(known[data]["delta_ci95"], kind.unit, signed=True))]
+
+
+def _speed(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]:
+    ours, base = report["bench"].get(engine, {}), report["bench"].get(report["baseline"], {})
+    figures = []
+    for name in ours:
+        if name != "artefact" and name in base:
+            batch = ours[name]["batch"]
+            figures.append((f"Speed, batch {batch}", ratio(base[name]["p50_s"] / ours[name]["p50_s"]), f"{quantity(ours[name]['p50_s'], 'seconds')}"))
+    sizes = [report["bench"].get(e, {}).get("artefact", {}).get("size_bytes") or report["engines"][e]["size_bytes"] for e in (engine, report["baseline"])]
+    if all(sizes):
+        figures.append(("Size", ratio(sizes[0] / sizes[1]), quantity(sizes[0], "bytes")))
+    return figures
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Return the answer in one sentence: how many engines may ship, and which of them is the fastest."""
+    outcomes = {card.engine: card.outcome for card in cards(report)}
+    if not outcomes:
+        return "No engine was judged."
+    ready = [engine for engine, outcome in outcomes.items() if outcome == "ship"]
+    if not ready:
+        return "No engine is shown to be fit to ship."
+    text = f"{len(ready)} of {len(outcomes)} engines may ship."
+    times = {e: report["bench"].get(e, {}).get("image-b1", {}).get("p50_s") for e in ready}
+    timed = {e: t for e, t in times.items() if t}
+    return text + (f" The fastest of them is {min(timed, key=lambda e: timed[e])}." if timed else "")
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was compared, as (term, text)."""
+    origin = report["provenance"]
+    model = origin["model"]
+    found = [("Model", model["id"]), ("Baseline", f"{report['baseline']}: every difference is to it, on the same images")]
+    if "logit_scale" in model:
+        found.append(("Logit scale", f"{model['logit_scale']:.2f}" + (f", bias {model['logit_bias']:.2f}" if model.get("logit_bias") is not None else "")))
+    for data, entry in report["datasets"].items():
+        classes = f", {entry['classes']:,} classes" if entry["classes"] else ""
+        skipped = f", {len(entry['skipped']):,} unreadable images skipped" if entry["skipped"] else ""
+        found.append((f"Data: {data}", f"{entry['n']:,} images{classes}{skipped}"))
+    found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
+    if origin.get("resamples"):
+        found.append(("Intervals", f"95 %, paired bootstrap, {origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"))
+    return [(term, text) for term, text in found if text]
+
+
+def plain(value: Any) -> str:
+    """Return nested JSON as one readable line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {plain(item)}" for key, item in value.items() if item not in (None, "", {}, []))
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    return str(value)
+
+
+def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what ran, engine by engine, with the beginning of each file's hash."""
+    found = []
+    for engine, entry in report["engines"].items():
+        layers = ", ".join(f"{count} layers in {precision}" for precision, count in entry.get("layers", {}).items())
+        files = "; ".join(f"{name} sha256 {digest[:12]}" for name, digest in entry["sha256"].items())
+        found.append((engine, ". ".join(part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", layers, files) if part)))
+    return found
+
+
+def skipped(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (data, image and reason) for every image that could not be read."""
+    found = []
+    for data, entry in report["datasets"].items():
+        for item in entry["skipped"]:
+            text = item if isinstance(item, str) else f"{item['id']}: {item.get('reason', 'unreadable')}"
+            found.append((data, text))
+    return found
+
+
+def expected_ece15(confidence: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the ECE-15 that a perfectly calibrated model with these confidences shows by chance, in [0, 1].
+
+    In bin b the gap is the mean of n_b independent Bernoulli errors, nearly normal, so that its mean absolute value is
+    sqrt(2/pi) times its standard deviation: sum over bins of sqrt(2/pi * sum p (1 - p)) / n.
+
+    Args:
+        confidence: Probability of the prediction, ``(n,)``.
+    """
+    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    variance = np.bincount(bins, confidence * (1 - confidence), 15)
+    return float(np.sqrt(2 / np.pi * variance).sum() / len(confidence))
+
+
+def sample_notes(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    """Return, per labelled data set, how much of the ECE is there by chance at this n."""
+    notes = []
+    for data in labelled(report):
+        rows = select(samples, engine=report["baseline"], data=data, role="id")
+        if len(rows["confidence"]):
+            shown = quantity(report["results"][report["baseline"]][data].get("ece15", {}).get("value"), "fraction")
+            chance = quantity(expected_ece15(rows["confidence"]), "fraction")
+            notes.append(f"{data}, n = {len(rows['confidence']):,}: a perfectly calibrated model with these confidences would show an ECE-15 of {chance} by chance alone; {report['baseline']} shows {shown}.")
+    return notes
+
+
+def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
+    """Return every quantity this report shows, as (key, quantity)."""
+    keys = {metric for data in labelled(report) for metric in measured_metrics(report, data)}
+    keys |= {metric for pair in pairs(report) for metric in ood_metrics(report, pair)}
+    keys |= {score for scored in report["ood"].values() for scores in scored.values() for score in scores}
+    keys |= {key for values in report["paired"].values() for entry in values.values() for key in entry}
+    keys |= {key for values in report["bench"].values() for scenario in values.values() for key in scenario}
+    everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **BENCH}
+    return [(key, kind) for key, kind in everything.items() if key in keys]
