@@ -1,0 +1,119 @@
+"""Which nodes become INT8 and which stay FP32, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from clipq.errors import ExportError
+from clipq.export.quantize.graph import add_initializer, constants, replace_nodes
+
+WEIGHTED = ("MatMul", "Gemm", "Conv")
+_BETWEEN_PROJECTION_AND_OUTPUT = {"Add", "Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One node to quantize.
+
+    Attributes:
+        node: MatMul or Conv with a constant second input.
+        weight: That constant, float32.
+        axis: Its output channels.
+    """
+
+    node: NodeProto
+    weight: npt.NDArray[np.float32]
+    axis: int
+
+    @property
+    def activation(self) -> str:
+        """Name of the tensor that meets the weight."""
+        return str(self.node.input[0])
+
+
+def choose_layers(model: ModelProto, source: Path) -> tuple[list[Layer], dict[str, str]]:
+    """Return the layers to quantize, in graph order, and why each other MatMul, Gemm and Conv stays FP32.
+
+    Linear layers and convolutions with constant weights are quantized. The first convolution (it reads the pixels), the final
+    projection (it makes the embedding) and products of two activations (attention) stay FP32.
+
+    Raises:
+        ExportError: Nothing is left to quantize, or a weight holds NaN or infinity.
+    """
+    weights = constants(model)
+    last = _final_projection(model)
+    layers, kept = [], {}
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED:
+            continue
+        reason = _reason_to_keep(node, weights, last, {value.name for value in model.graph.input})
+        if reason:
+            kept[node.name] = reason
+        else:
+            layers.append(_layer(node, weights[node.input[1]], source))
+    if not layers:
+        raise ExportError(f"nothing to quantize in {source}", expected="MatMul, Gemm or Conv nodes with constant weights")
+    return layers, kept
+
+
+def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: str, inputs: set[str]) -> str:
+    weight = weights.get(node.input[1])
+    if weight is None or node.input[0] in weights:
+        return "product of two activations"
+    if node.op_type == "Conv" and node.input[0] in inputs:
+        return "first convolution: reads the pixels"
+    if node.name == last:
+        return "final projection: makes the embedding"
+    if node.op_type == "Gemm":
+        return "Gemm with a factor or a transposed input"
+    if weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
+        return "weight is not a float32 matrix"
+    return ""
+
+
+def _final_projection(model: ModelProto) -> str:
+    """Return the name of the weighted node whose result is the output but for a bias and its shape, or nothing."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    fixed = constants(model)
+    node = producers.get(model.graph.output[0].name)
+    while node is not None and node.op_type in _BETWEEN_PROJECTION_AND_OUTPUT:
+        data = [name for name in node.input if name not in fixed] if node.op_type == "Add" else node.input[:1]
+        node = producers.get(data[0]) if len(data) == 1 else None
+    return str(node.name) if node is not None and node.op_type in WEIGHTED else ""
+
+
+def _layer(node: NodeProto, tensor: TensorProto, source: Path) -> Layer:
+    weight = numpy_helper.to_array(tensor)
+    if not np.isfinite(weight).all():
+        raise ExportError(f"NaN or infinity in the weights of {node.name}", found=source, fix="Check the checkpoint.")
+    return Layer(node, weight, axis=0 if node.op_type == "Conv" else 1)
+
+
+def split_gemms(model: ModelProto) -> None:
+    """Turn every Gemm with constant weights into MatMul and Add, as ONNX Runtime has no INT8 Gemm with a float bias."""
+    weights = constants(model)
+    replace_nodes(model, [part for node in model.graph.node for part in _split(model, node, weights)])
+
+
+def _split(model: ModelProto, node: NodeProto, weights: dict[str, TensorProto]) -> Iterator[NodeProto]:
+    if node.op_type != "Gemm" or node.input[1] not in weights:
+        yield node
+        return
+    values: dict[str, Any] = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if values.get("alpha", 1.0) != 1.0 or values.get("beta", 1.0) != 1.0 or values.get("transA", 0):
+        yield node
+        return
+    weight = numpy_helper.to_array(weights[node.input[1]])
+    name = add_initializer(model, f"{node.name}.weight", weight.T if values.get("transB", 0) else weight)
+    has_bias = len(node.input) > 2 and node.input[2] != ""
+    product = f"{node.output[0]}.product" if has_bias else node.output[0]
+    yield helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)
+    if has_bias:
+        yield helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias")
