@@ -1,0 +1,150 @@
+"""How far an engine's answers moved from the baseline's on the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipq.errors import DataError
+from clipq.evaluate.metrics.arrays import Array, Float64, as_labels, as_matrix, as_probabilities, blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Shares of all samples whose prediction changed, by what that did; they sum to the disagreement.
+
+    Attributes:
+        correct_to_wrong: The baseline was right, the engine is wrong.
+        wrong_to_correct: The baseline was wrong, the engine is right.
+        wrong_to_other_wrong: Both are wrong, with different classes.
+    """
+
+    correct_to_wrong: float
+    wrong_to_correct: float
+    wrong_to_other_wrong: float
+
+    @property
+    def flips(self) -> float:
+        """Share that changed between right and wrong (Dutta et al. 2024, arXiv 2407.09141)."""
+        return self.correct_to_wrong + self.wrong_to_correct
+
+
+@dataclass(frozen=True, slots=True)
+class CosineDrift:
+    """Cosine between the baseline's and the engine's embedding of the same sample, in [-1, 1]; 1 is no drift.
+
+    Attributes:
+        mean: Mean over samples.
+        p1: First percentile: one sample in a hundred drifts more.
+        min: The worst sample.
+        centred_mean: Mean after the baseline's mean embedding is taken from both: embeddings share a large mean, which hides drift.
+    """
+
+    mean: float
+    p1: float
+    min: float
+    centred_mean: float
+
+
+def disagreement(baseline: Array, engine: Array) -> float:
+    """Return the share of samples whose predicted class differs, in [0, 1].
+
+    >>> disagreement(np.array([0, 1, 2]), np.array([0, 1, 1]))
+    0.3333333333333333
+    """
+    first = as_labels(baseline, "baseline predictions")
+    return float(np.mean(first != as_labels(engine, "engine predictions", len(first))))
+
+
+def flips(labels: Array, baseline: Array, engine: Array) -> Flips:
+    """Return where the changed predictions went.
+
+    Args:
+        labels: ``(n,)``.
+        baseline: ``(n,)`` predicted classes.
+        engine: ``(n,)`` predicted classes.
+
+    >>> flips(np.array([0, 0, 0]), np.array([0, 1, 1]), np.array([1, 0, 2])).flips
+    0.6666666666666666
+    """
+    targets = as_labels(labels, "labels")
+    first = as_labels(baseline, "baseline predictions", len(targets))
+    second = as_labels(engine, "engine predictions", len(targets))
+    before, after = first == targets, second == targets
+    return Flips(
+        correct_to_wrong=float(np.mean(before & ~after)),
+        wrong_to_correct=float(np.mean(~before & after)),
+        wrong_to_other_wrong=float(np.mean(~before & ~after & (first != second))),
+    )
+
+
+def js_divergence(baseline: Array, engine: Array) -> float:
+    """Return the mean Jensen-Shannon divergence of two sets of distributions in nats, in [0, log 2]; a probability of 0 adds nothing.
+
+    For logits: ``js_divergence(softmax(baseline), softmax(engine))``, at temperature 1.
+
+    Args:
+        baseline: Probabilities ``(n, classes)``.
+        engine: Probabilities ``(n, classes)``.
+
+    >>> round(js_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])), 6)
+    0.693147
+    """
+    first, second = as_probabilities(baseline, "baseline probabilities"), as_probabilities(engine, "engine probabilities")
+    _same_shape(first, second)
+    total = 0.0
+    for rows in blocks(*first.shape):
+        p, q = first[rows].astype(np.float64), second[rows].astype(np.float64)
+        middle = (p + q) / 2
+        total += float((_p_log_ratio(p, middle) + _p_log_ratio(q, middle)).sum()) / 2
+    return max(0.0, total / len(first))
+
+
+def cosine_drift(baseline: Array, engine: Array) -> CosineDrift:
+    """Return how far embeddings moved.
+
+    Args:
+        baseline: Embeddings ``(n, dim)``, normalised or not; cosines are of the normalised ones.
+        engine: Embeddings of the same samples.
+
+    Raises:
+        DataError: The shapes differ, a value is not finite, or an embedding has length 0.
+
+    >>> cosine_drift(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 3.0]])).mean
+    1.0
+    """
+    first, second = as_matrix(baseline, "baseline embeddings"), as_matrix(engine, "engine embeddings")
+    _same_shape(first, second)
+    unit_first, unit_second = _unit(first), _unit(second)
+    centre = unit_first.mean(axis=0)
+    cosines = np.einsum("ij,ij->i", unit_first, unit_second)
+    centred = _cosines(unit_first - centre, unit_second - centre)
+    return CosineDrift(float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(centred.mean()))
+
+
+def _p_log_ratio(p: Float64, middle: Float64) -> Float64:
+    ratio = np.divide(p, middle, out=np.ones_like(p), where=p > 0)
+    return np.asarray(p * np.log(ratio), dtype=np.float64)
+
+
+def _unit(embeddings: Array) -> Float64:
+    values = embeddings.astype(np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    if (lengths == 0).any():
+        raise DataError("an embedding has length 0", found=f"the first at row {int(np.flatnonzero(lengths[:, 0] == 0)[0])}")
+    return np.asarray(values / lengths)
+
+
+def _cosines(first: Float64, second: Float64) -> Float64:
+    """Return row-wise cosines; rows that both are exactly at the centre count as equal."""
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    dots = np.einsum("ij,ij->i", first, second)
+    return np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0)
+
+
+def _same_shape(first: Array, second: Array) -> None:
+    if first.shape != second.shape:
+        raise DataError(
+            "baseline and engine differ in shape", found=f"{first.shape} and {second.shape}", expected="the same samples and classes"
+        )

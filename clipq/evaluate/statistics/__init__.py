@@ -1,0 +1,1 @@
+"""Intervals, tests and corrections: what a difference between two engines is worth."""
