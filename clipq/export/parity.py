@@ -1,0 +1,105 @@
+"""The gate between PyTorch and an exported graph: what does not match is deleted, not shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipq.engines.base import Float32
+from clipq.errors import ExportError, missing_extra
+
+BATCH_SIZES = (1, 5)
+MAX_RELATIVE_ERROR = 1e-3  # of the largest output; two FP32 runtimes differ by 1e-7 to 1e-5, a wrong graph by more than 1e-2
+MIN_COSINE = 0.99999
+MIN_CENTRED_COSINE = 0.999  # of what is left without the common mean, where a small wrong term shows first
+
+
+def check_parity(path: Path, inputs: npt.NDArray[Any], expected: Float32) -> dict[str, float]:
+    """Return how far a graph is from PyTorch on ONNX Runtime's CPU provider, at batch sizes 1 and 5; delete the file if too far.
+
+    Args:
+        path: The graph, with one input.
+        inputs: ``(n, ...)``, n at least 5.
+        expected: PyTorch's float32 outputs ``(n, d)``.
+
+    Returns:
+        ``max_abs_error`` (largest difference of one number), ``max_abs_output`` (largest output of PyTorch, its scale),
+        ``min_cosine`` and ``min_centred_cosine`` (over the rows; centred on the mean of ``expected``).
+
+    Raises:
+        ExportError: The graph does not load, does not take these batch sizes, or its outputs differ by more than the limits.
+    """
+    try:
+        found, wanted = _run(path, inputs, expected)
+        figures = compare_outputs(found, wanted)
+        _gate(path, figures)
+    except ExportError:
+        _delete(path)
+        raise
+    return figures
+
+
+def compare_outputs(found: Float32, expected: Float32) -> dict[str, float]:
+    """Return the figures of ``check_parity`` for outputs ``(n, d)``; NaN anywhere makes them NaN."""
+    mean = expected.mean(axis=0, dtype=np.float64)
+    return {
+        "max_abs_error": float(np.abs(found - expected).max()),
+        "max_abs_output": float(np.abs(expected).max()),
+        "min_cosine": float(_cosine(found, expected).min()),
+        "min_centred_cosine": float(_cosine(found - mean, expected - mean).min()),
+    }
+
+
+def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cosine: npt.NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosine
+
+
+def _gate(path: Path, figures: dict[str, float]) -> None:
+    limits = (
+        (
+            "max_abs_error",
+            figures["max_abs_error"] <= MAX_RELATIVE_ERROR * figures["max_abs_output"],
+            f"{MAX_RELATIVE_ERROR} of max_abs_output",
+        ),
+        ("min_cosine", figures["min_cosine"] >= MIN_COSINE, f"at least {MIN_COSINE}"),
+        ("min_centred_cosine", figures["min_centred_cosine"] >= MIN_CENTRED_COSINE, f"at least {MIN_CENTRED_COSINE}"),
+    )
+    for name, passed, expected in limits:
+        if not passed:
+            numbers = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
+            raise ExportError(f"{path.name} does not match PyTorch and was deleted", found=numbers, expected=f"{name} {expected}")
+
+
+def _run(path: Path, inputs: npt.NDArray[Any], expected: Float32) -> tuple[Float32, Float32]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "cpu") from error
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        found = [session.run(None, {name: inputs[rows]})[0] for rows in _blocks()]
+    except Exception as error:  # ONNX Runtime's errors have no base of their own
+        first = str(error).strip().splitlines()[:1]
+        raise ExportError(f"ONNX Runtime cannot run {path.name}; it was deleted", found=" ".join(first)) from error
+    return np.concatenate(found), np.concatenate([expected[rows] for rows in _blocks()])
+
+
+def _blocks() -> Iterator[slice]:
+    start = 0
+    for size in BATCH_SIZES:
+        yield slice(start, start + size)
+        start += size
+
+
+def _delete(path: Path) -> None:
+    for file in (path, path.with_name(f"{path.name}.data")):
+        file.unlink(missing_ok=True)
