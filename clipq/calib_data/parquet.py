@@ -144,8 +144,12 @@ def _columns(file: Path, folder: Path) -> _Columns:
         n for n in ("label",) if n in schema.names
     ]
     image = _only(file, "image", images)
-    if image is None:
-        raise DataError(f"{file} has no image column", found=", ".join(schema.names), expected="image, with the fields bytes and path")
+    if image is None or f"{image}.bytes" not in {field.name for field in schema.field(image).flatten()}:
+        raise DataError(
+            f"{file} has no image column",
+            found=", ".join(f"{field.name} ({field.type})" for field in schema),
+            expected="image, with the fields bytes and path",
+        )
     label = _only(file, "label", labels)
     names = tuple(stated.get(label, {}).get("names", ())) if label else ()
     return _Columns(image, label, (read_classnames(folder) or names) if label else ())

@@ -55,8 +55,10 @@ class Preprocess:
             raise unknown_name("interpolation", self.interpolation, get_args(Interpolation))
         if len(self.size) != 2 or min(self.size) < 1:
             raise UsageError("wrong size in the preprocessing", found=self.size, expected="height and width, both at least 1")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not _three_numbers(self.mean) or not _three_numbers(self.std) or min(self.std) <= 0:
             raise UsageError("wrong mean or std in the preprocessing", found=(self.mean, self.std), expected="three numbers each, std > 0")
+        if not 0 <= self.fill_color <= 255:
+            raise UsageError("wrong fill colour in the preprocessing", found=self.fill_color, expected="0 to 255")
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of ``preprocess.json``."""
@@ -136,6 +138,10 @@ class Preprocess:
     @property
     def _resampling(self) -> Image.Resampling:
         return _RESAMPLING[self.interpolation]
+
+
+def _three_numbers(values: tuple[object, ...]) -> bool:
+    return len(values) == 3 and all(isinstance(value, (int, float)) for value in values)
 
 
 def _shortest_edge(image: Image.Image, edge: int) -> tuple[int, int]:
