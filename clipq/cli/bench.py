@@ -1,0 +1,58 @@
+"""clipq bench: latency, throughput, memory and size of every engine of a bundle; needs only the runtimes of its engines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import Bundle
+from clipq.cli.options import add_json, add_output, add_quiet, comma_list, write_json_option
+from clipq.files import locked, write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that clipq-export made")
+    add_output(parser, "also write bench.json into this folder", required=False)
+    parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
+    parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
+    parser.add_argument("--bench-seconds", metavar="S", type=float, default=5.0, help="time per engine and scenario (default: 5)")
+    add_json(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print a table or JSON."""
+    from clipq.evaluate.latency import bench_bundle
+
+    bundle = Bundle.open(args.bundle)
+    with locked(args.bundle, exclusive=False):
+        record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds)
+    if args.output:
+        with locked(args.output):
+            write_json(args.output / "bench.json", record)
+    if args.json:
+        write_json_option(args.json, record)
+    if args.json != "-":
+        print(table(record))
+    return 0
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return one line per engine and scenario, with a note on how it was measured."""
+    from clipq.evaluate.report.format import quantity
+
+    lines = [f"{'engine':<18}{'scenario':<11}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
+    for engine_id, scenarios in record["bench"].items():
+        for name, values in scenarios.items():
+            if name == "artefact":
+                continue
+            times = "".join(f"{quantity(values[key], 'seconds'):>10}" for key in ("p50_s", "p90_s", "p99_s"))
+            lines.append(f"{engine_id:<18}{name:<11}{times}{values['images_per_s']:>10.1f}{values['n']:>6}")
+    lines += ["", f"{'engine':<18}{'size':>10}{'load':>10}{'peak memory':>14}"]
+    for engine_id, scenarios in record["bench"].items():
+        facts = scenarios["artefact"]
+        sizes = f"{quantity(facts['size_bytes'], 'bytes'):>10}{quantity(facts['load_s'], 'seconds'):>10}"
+        lines.append(f"{engine_id:<18}{sizes}{quantity(facts['peak_rss_bytes'], 'bytes'):>14}")
+    return "\n".join([*lines, "", f"{record['threads']} threads, engines interleaved; a percentile without enough calls is left out"])

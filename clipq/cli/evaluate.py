@@ -1,0 +1,76 @@
+"""clipq eval: the reliability suite on every engine of a bundle, compared with a baseline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import Bundle
+from clipq.cli.options import add_json, add_limit, add_output, add_quiet, add_resume, add_seed, comma_list, write_json_option
+from clipq.files import locked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that clipq-export made")
+    parser.add_argument("--data", metavar="DATA,...", type=comma_list, required=True, help="data sets to classify, e.g. wds:PATH:test")
+    parser.add_argument("--ood", metavar="DATA,...", type=comma_list, default=(), help="data sets of other things, to be told from --data")
+    add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
+    parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
+    parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
+    parser.add_argument(
+        "--fail-on",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="end with exit code 3 when this holds, e.g. 'acc1.delta_pp<-1.0'; may be given several times",
+    )
+    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
+    parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--no-bench", action="store_true", help="measure no latency")
+    speed.add_argument("--bench-seconds", metavar="S", type=float, default=2.0, help="time per engine and latency scenario (default: 2)")
+    add_limit(parser)
+    add_seed(parser)
+    add_resume(parser)
+    add_json(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the verdict, and end with 3 when a gate of --fail-on fails."""
+    from clipq.evaluate.suite import EvalOptions, evaluate_bundle
+
+    options = EvalOptions(
+        data=args.data,
+        ood=args.ood,
+        engines=args.engines,
+        baseline=args.baseline,
+        limit=args.limit,
+        seed=args.seed,
+        resume=args.resume,
+        batch_size=args.batch_size,
+        threads=args.threads,
+        bench_seconds=0.0 if args.no_bench else args.bench_seconds,
+        rules=tuple(args.fail_on),
+    )
+    bundle = Bundle.open(args.bundle)
+    with locked(args.bundle, exclusive=False), locked(args.output):
+        report = evaluate_bundle(bundle, options, args.output)
+    if args.json:
+        write_json_option(args.json, report)
+    if args.json != "-":
+        print(summary(report, args.output))
+    return 3 if args.fail_on and any(gate["outcome"] == "fail" for gate in report["gates"]) else 0
+
+
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """Return the verdict of every engine and where the report is."""
+    lines = []
+    for engine_id, verdict in report["verdict"].items():
+        lines.append(f"{engine_id}: {verdict['outcome']}")
+        lines += [f"  {why}" for why in verdict["why"]]
+    if not lines:
+        lines.append(f"only {report['baseline']} was evaluated, so there is nothing to compare")
+    return "\n".join([*lines, f"Report: {folder / 'report.html'}"])

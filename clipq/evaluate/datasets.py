@@ -1,0 +1,64 @@
+"""The data sets of one evaluation: opened, indexed, and checked against the images the engines were calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipq.artifact import Bundle
+from clipq.calib_data.index import DataIndex, build_index
+from clipq.calib_data.sampling import read_calibration_list, refuse_overlap
+from clipq.calib_data.source import Source
+from clipq.calib_data.table import open_source
+from clipq.errors import DataError, UsageError
+
+CALIBRATION = "calibration.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """One data set: its source and the images of it that are used."""
+
+    source: Source
+    index: DataIndex
+
+
+def load_sets(
+    bundle: Bundle, id_data: Sequence[str], ood_data: Sequence[str], *, limit: int | None, seed: int
+) -> tuple[dict[str, EvalSet], dict[str, EvalSet]]:
+    """Return the ID and the OOD data sets by their canonical ids, in the order they were named.
+
+    Raises:
+        UsageError: No ID data set is named, one is named as both kinds, or an id is unknown.
+        DataError: Images were used for calibration, or an ID data set has images without a label or no class names.
+    """
+    if not id_data:
+        raise UsageError("no data set to evaluate on", fix="Name one with --data.")
+    inside = {source.id: source for source in map(open_source, id_data)}
+    outside = {source.id: source for source in map(open_source, ood_data)}
+    if both := inside.keys() & outside.keys():
+        raise UsageError(f"{', '.join(sorted(both))} is named by --data and by --ood", fix="An OOD data set has other images.")
+    for source in inside.values():
+        _check_labels(source)
+    seen = set(read_calibration_list(bundle.file(CALIBRATION)).values()) if CALIBRATION in bundle.manifest.files else set()
+    sets = {name: _load(source, seen, limit, seed) for name, source in (inside | outside).items()}
+    return {name: sets[name] for name in inside}, {name: sets[name] for name in outside}
+
+
+def _check_labels(source: Source) -> None:
+    if not source.classnames:
+        raise DataError(f"{source.id} has no class names, so nothing can be classified", fix="Use it with --ood.")
+    if (source.labels < 0).any() or (source.labels >= len(source.classnames)).any():
+        raise DataError(
+            f"{source.id} has images whose label is none of its classes",
+            found=f"labels {source.labels.min()} to {source.labels.max()}",
+            expected=f"0 to {len(source.classnames) - 1}",
+        )
+
+
+def _load(source: Source, calibration_hashes: set[str], limit: int | None, seed: int) -> EvalSet:
+    index = build_index(source, limit=limit, seed=seed)
+    if not len(index):
+        raise DataError(f"{source.id} has no images", expected="at least one")
+    refuse_overlap(calibration_hashes, index)
+    return EvalSet(source, index)

@@ -1,0 +1,142 @@
+"""All embeddings of one evaluation: what is missing is computed, then everything is read from the stores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipq.artifact import Bundle
+from clipq.calib_data.preprocess import Preprocess
+from clipq.calib_data.tokenizer import Tokenizer
+from clipq.engines.base import Engine, Float32
+from clipq.engines.table import open_engine
+from clipq.evaluate.datasets import EvalSet
+from clipq.evaluate.embed import Tokens, Work, embed_images, embed_texts
+from clipq.evaluate.metrics.arrays import Bool
+from clipq.evaluate.provenance import tower_facts
+from clipq.evaluate.store import Store, Stores
+from clipq.evaluate.zeroshot import classifier, prompts
+from clipq.files import sha256_bytes
+
+EngineStores = dict[str, dict[str, Store]]  # data id -> engine id -> store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """The finished embeddings of every engine on every data set.
+
+    Attributes:
+        engine_ids: The baseline first.
+        inside: ID data sets by data id.
+        outside: OOD data sets by data id.
+        readable: Data id -> bool ``(n,)``: the images that could be decoded, the same for every engine.
+        image_stores: Data id -> engine id -> store of the image embeddings.
+        text_stores: The same for the prompts of the ID data sets.
+    """
+
+    engine_ids: Sequence[str]
+    inside: Mapping[str, EvalSet]
+    outside: Mapping[str, EvalSet]
+    readable: Mapping[str, Bool]
+    image_stores: EngineStores
+    text_stores: EngineStores
+
+    def images(self, engine_id: str, data: str) -> Float32:
+        """Return an engine's raw embeddings of the readable images, float32 ``(n, dim)``."""
+        return self.image_stores[data][engine_id].read()[self.readable[data]]
+
+    def classes(self, engine_id: str, data: str) -> Float32:
+        """Return an engine's zero-shot classifier for an ID data set, unit vectors, float32 ``(classes, dim)``."""
+        templates = len(self.inside[data].source.templates)
+        return classifier(self.text_stores[data][engine_id].read(), templates, f"texts of {data} with {engine_id}")
+
+    def describe_sets(self) -> dict[str, Any]:
+        """Return ``report["datasets"]``."""
+        return {
+            name: {
+                "n": int(self.readable[name].sum()),
+                "classes": len(images.source.classnames) if name in self.inside else 0,
+                "sha256": images.index.digest,
+                "skipped": [images.index.ids[row] for row in np.flatnonzero(~self.readable[name])],
+                "templates": list(images.source.templates) if name in self.inside else [],
+                "role": "id" if name in self.inside else "ood",
+            }
+            for name, images in {**self.inside, **self.outside}.items()
+        }
+
+
+def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
+    bundle: Bundle,
+    engine_ids: Sequence[str],
+    sets: tuple[Mapping[str, EvalSet], Mapping[str, EvalSet]],
+    work: Work,
+    root: Path,
+    *,
+    resume: bool,
+) -> Embedded:
+    """Embed what no store under ``root`` holds yet, with every engine, and return all of it.
+
+    Args:
+        bundle: Where the engines are.
+        engine_ids: The baseline first.
+        sets: ID and OOD data sets by data id.
+        work: How the cores are shared.
+        root: Folder of the stores.
+        resume: Go on with unfinished stores.
+    """
+    inside, outside = sets
+    everything = {**inside, **outside}
+    preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
+    tokens = tokenise(bundle, inside)
+    stores = Stores(root, resume=resume)
+    conditions = {"preprocess": preprocess.sha256(), "batch_size": work.batch_size}
+    image_stores: EngineStores = {
+        data: {name: stores.of({**tower_facts(bundle, name, "image"), "data": images.index.digest, **conditions}) for name in engine_ids}
+        for data, images in everything.items()
+    }
+    text_stores: EngineStores = {
+        data: {name: stores.of({**tower_facts(bundle, name, "text"), **_text_facts(ids, work)}) for name in engine_ids}
+        for data, ids in tokens.items()
+    }
+    missing = {name for table in (image_stores, text_stores) for row in table.values() for name, store in row.items() if not store.finished}
+    with _opened(bundle, [name for name in engine_ids if name in missing], work) as engines:
+        for data, ids in tokens.items():
+            embed_texts(engines, text_stores[data], ids, work)
+        for data, images in everything.items():
+            embed_images(engines, image_stores[data], images, preprocess, work)
+    readable = {data: _readable(row) for data, row in image_stores.items()}
+    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores)
+
+
+def tokenise(bundle: Bundle, sets: Mapping[str, EvalSet]) -> dict[str, Tokens]:
+    """Return data id -> token ids of every prompt, int32 ``(classes * templates, context length)``."""
+    folder = bundle.folder / "tokenizer"
+    for name in bundle.manifest.files:
+        if name.startswith("tokenizer/"):
+            bundle.file(name)
+    tokenizer = Tokenizer.from_files(folder)
+    return {data: tokenizer.tokens(prompts(images.source.classnames, images.source.templates)) for data, images in sets.items()}
+
+
+def _text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:
+    return {"tokens": sha256_bytes(tokens.tobytes()), "batch_size": work.batch_size}
+
+
+@contextlib.contextmanager
+def _opened(bundle: Bundle, engine_ids: Sequence[str], work: Work) -> Iterator[dict[str, Engine]]:
+    with contextlib.ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for name in engine_ids:
+            engines[name] = stack.enter_context(open_engine(bundle, name, work.threads, shares_cores=True))
+        yield engines
+
+
+def _readable(stores: Mapping[str, Store]) -> Bool:
+    """Return the images that every engine has: decoding decides, so they agree."""
+    rows = [~np.isnan(store.read()).any(axis=1) for store in stores.values()]
+    return np.asarray(np.logical_and.reduce(rows))

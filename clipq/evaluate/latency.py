@@ -1,0 +1,150 @@
+"""Latency of every engine, interleaved in one process; load time and peak memory, each engine in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipq.artifact import Bundle
+from clipq.engines.base import Engine
+from clipq.engines.table import open_engine
+from clipq.errors import EngineError, UsageError
+from clipq.evaluate.provenance import describe_engine, describe_run, engine_bytes
+from clipq.evaluate.selection import usable_engines
+from clipq.machine import usable_cores
+from clipq.progress import bar
+
+BATCH_SIZES = (1, 32)
+WARM_UP = 3
+CALLS_PER_TURN = 4
+CLOCK = "time.perf_counter"
+INCLUDES = "one call of the image tower on float32 pixels in memory; no decoding, no preprocessing"
+
+
+def bench_bundle(bundle: Bundle, asked: tuple[str, ...], *, threads: int | None, seconds: float) -> dict[str, Any]:
+    """Measure the engines of a bundle and return a record with the machine, the versions and ``bench`` as below.
+
+    Args:
+        bundle: Where the engines are.
+        asked: Engine ids; empty means all whose runtime is installed.
+        threads: CPU threads of one inference; None means one per usable core.
+        seconds: As in ``bench``.
+
+    Raises:
+        UsageError: An engine is unknown, or a number is too small.
+        MissingRuntimeError: A runtime that was asked for is not installed.
+    """
+    if seconds <= 0 or (threads is not None and threads < 1):
+        raise UsageError("--bench-seconds or --threads is too small", found=f"{seconds} and {threads}", expected="more than 0")
+    count = threads or usable_cores()
+    engine_ids = usable_engines(bundle, asked)
+    return {
+        **describe_run(bundle),
+        "threads": count,
+        "engines": {engine_id: describe_engine(bundle, engine_id) for engine_id in engine_ids},
+        "bench": bench(bundle, engine_ids, threads=count, seconds=seconds),
+    }
+
+
+def bench(bundle: Bundle, engine_ids: Sequence[str], *, threads: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Measure every engine's image tower and return ``{engine: {scenario: {...}}}``.
+
+    The engines take turns, so that a drift of the machine meets all of them alike. Scenarios are
+    ``image-b1``, ``image-b32`` and ``artefact`` (size, load time, memory); times in seconds, sizes in bytes, raw samples kept.
+
+    Args:
+        bundle: Where the engines are.
+        engine_ids: Which to measure.
+        threads: CPU threads of one inference.
+        seconds: Time for one engine in one scenario, uncounted calls included; at least one turn is made.
+        seed: Seed of the pixels, which are standard normal noise.
+    """
+    results: dict[str, Any] = {engine_id: {} for engine_id in engine_ids}
+    with contextlib.ExitStack() as stack, bar("Measuring latency", len(BATCH_SIZES)) as advance:
+        engines = {engine_id: stack.enter_context(open_engine(bundle, engine_id, threads)) for engine_id in engine_ids}
+        for batch_size in BATCH_SIZES:
+            shape = next(iter(engines.values())).towers["image"].input_shape
+            pixels = np.random.default_rng(seed).standard_normal((batch_size, *shape), dtype=np.float32)
+            for engine_id, samples in interleaved(engines, pixels, seconds).items():
+                results[engine_id][f"image-b{batch_size}"] = {**summarise(samples, batch_size), "threads": threads}
+            advance(1)
+    for engine_id in engine_ids:
+        results[engine_id]["artefact"] = {"size_bytes": engine_bytes(bundle, engine_id), **footprint(bundle, engine_id, threads)}
+    return results
+
+
+def interleaved(engines: Mapping[str, Engine], pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, list[float]]:
+    """Return the seconds of every measured call per engine, the same number for each.
+
+    After warm-up the engines take turns. The first call of a turn is not counted: threads of the engine before it may still spin,
+    and the caches are not yet its own.
+    """
+    for engine in engines.values():
+        for _ in range(WARM_UP):
+            engine.run("image", pixels)
+    samples: dict[str, list[float]] = {engine_id: [] for engine_id in engines}
+    start = time.perf_counter()
+    while not _enough(samples, time.perf_counter() - start, seconds):
+        for engine_id, engine in engines.items():
+            engine.run("image", pixels)
+            samples[engine_id] += [_seconds_of_call(engine, pixels) for _ in range(CALLS_PER_TURN)]
+    return samples
+
+
+def _enough(samples: Mapping[str, Sequence[float]], elapsed_s: float, seconds: float) -> bool:
+    return all(samples.values()) and elapsed_s >= seconds * len(samples)
+
+
+def _seconds_of_call(engine: Engine, pixels: npt.NDArray[np.float32]) -> float:
+    start = time.perf_counter()
+    engine.run("image", pixels)
+    return time.perf_counter() - start
+
+
+def summarise(samples_s: Sequence[float], batch_size: int) -> dict[str, Any]:
+    """Return percentiles, throughput and the raw samples of one scenario.
+
+    A percentile q is given only when at least ten samples lie above it, that is n >= 10 / (1 - q); otherwise it is None and
+    ``missing`` says why.
+
+    >>> summary = summarise([0.5] * 20, batch_size=32)
+    >>> summary["p50_s"], summary["p99_s"], summary["images_per_s"]
+    (0.5, None, 64.0)
+    """
+    n = len(samples_s)
+    values = {f"p{q}_s": float(np.percentile(samples_s, q)) if q == 50 or n >= 1000 / (100 - q) else None for q in (50, 90, 99)}
+    missing = {key: f"needs {1000 // (100 - int(key[1:3]))} samples, has {n}" for key, value in values.items() if value is None}
+    return {
+        **values,
+        "missing": missing,
+        "images_per_s": batch_size * n / sum(samples_s),
+        "n": n,
+        "batch": batch_size,
+        "warmup": WARM_UP,
+        "clock": CLOCK,
+        "includes": INCLUDES,
+        "samples_s": list(samples_s),
+    }
+
+
+def footprint(bundle: Bundle, engine_id: str, threads: int) -> dict[str, Any]:
+    """Return load time and peak memory of one engine, measured in a fresh process.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    command = [sys.executable, "-m", "clipq.evaluate.footprint", str(bundle.folder), engine_id, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module, no shell
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise EngineError(f"{engine_id} failed in a process of its own", found=lines[-1] if lines else f"exit code {done.returncode}")
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts

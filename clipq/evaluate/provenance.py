@@ -1,0 +1,113 @@
+"""What ran: facts of engines and towers by hash, and everything needed to judge or repeat a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from clipq import __version__
+from clipq.artifact import Bundle
+from clipq.engines.base import Tower
+from clipq.errors import missing_extra
+from clipq.machine import describe_machine, library_versions, now
+
+_DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "torch": (("torch",), "export"),
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "cpu"),
+}  # runtime -> distributions that may bring it, and the extra that does
+
+
+def runtime_version(runtime: str) -> str:
+    """Return the installed version of a runtime.
+
+    Raises:
+        MissingRuntimeError: It is not installed.
+    """
+    names, extra = _DISTRIBUTIONS[runtime]
+    versions = library_versions()
+    for name in names:
+        if name in versions:
+            return versions[name]
+    raise missing_extra(runtime, extra)
+
+
+def engine_files(bundle: Bundle, engine_id: str) -> dict[str, str]:
+    """Return file name -> SHA-256 of everything an engine is: its towers with their external data; empty for torch."""
+    names = bundle.engine(engine_id).towers.values()
+    return {file: sha256 for name in names for file, sha256 in _tower_files(bundle, name).items()}
+
+
+def engine_bytes(bundle: Bundle, engine_id: str) -> int | None:
+    """Return the size of an engine's files together, or None for the engine that ships no file of its own."""
+    files = engine_files(bundle, engine_id)
+    return sum(bundle.manifest.files[name].size_bytes for name in files) if files else None
+
+
+def tower_facts(bundle: Bundle, engine_id: str, tower: Tower) -> dict[str, Any]:
+    """Return what decides the values a tower computes: its files or checkpoint by hash, and the runtime with its version.
+
+    Raises:
+        MissingRuntimeError: The runtime is not installed.
+    """
+    entry = bundle.engine(engine_id)
+    name = entry.towers.get(tower)
+    return {
+        "tower": tower,
+        "weights": bundle.manifest.model.state_sha256 if name is None else sorted(_tower_files(bundle, name).values()),
+        "runtime": entry.runtime,
+        "version": runtime_version(entry.runtime),
+        "provider": entry.provider,
+    }
+
+
+def describe_engine(bundle: Bundle, engine_id: str) -> dict[str, Any]:
+    """Return the entry of ``report["engines"]``."""
+    entry = bundle.engine(engine_id)
+    facts: dict[str, Any] = {
+        "sha256": engine_files(bundle, engine_id),
+        "runtime": entry.runtime,
+        "provider": entry.provider,
+        "precision": entry.precision,
+        "size_bytes": engine_bytes(bundle, engine_id),
+        "quantized": list(entry.quantized),
+    }
+    layers = _layers(bundle, engine_id)
+    return {**facts, "layers": layers} if layers else facts
+
+
+def describe_run(bundle: Bundle) -> dict[str, Any]:
+    """Return what ``report["provenance"]`` says of the tool, the model, the machine and the libraries."""
+    model = bundle.manifest.model
+    return {
+        "created": now(),
+        "clipq": __version__,
+        "command": [PurePosixPath(sys.argv[0]).name, *sys.argv[1:]],
+        "model": {
+            "id": model.id,
+            "state_sha256": model.state_sha256,
+            "embed_dim": model.embed_dim,
+            "logit_scale": model.logit_scale,
+            "logit_bias": model.logit_bias,
+            "random_weights": model.id.endswith(":random"),
+        },
+        "recipe": dict(bundle.manifest.recipe),
+        "recipe_sha256": bundle.manifest.recipe_sha256,
+        "versions": library_versions(),
+        "device": describe_machine(),
+    }
+
+
+def _tower_files(bundle: Bundle, name: str) -> dict[str, str]:
+    return {file: entry.sha256 for file, entry in bundle.manifest.files.items() if file == name or file.startswith(f"{name}.data")}
+
+
+def _layers(bundle: Bundle, engine_id: str) -> dict[str, int]:
+    """Return precision -> number of nodes as export counted them, where it did."""
+    name = f"engines/{engine_id}/engine.json"
+    if name not in bundle.manifest.files:
+        return {}
+    layers: dict[str, int] = json.loads(bundle.file(name).read_text()).get("layers", {})
+    return layers

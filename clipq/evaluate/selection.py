@@ -1,0 +1,46 @@
+"""Which engines of a bundle take part: those that were asked for, or all that can run here."""
+
+from __future__ import annotations
+
+from clipq.artifact import Bundle
+from clipq.errors import MissingRuntimeError, UsageError
+from clipq.evaluate.provenance import runtime_version
+from clipq.progress import note
+
+
+def usable_engines(bundle: Bundle, asked: tuple[str, ...]) -> list[str]:
+    """Return the engines that were asked for, or all whose runtime is installed (a line tells which are left out).
+
+    Raises:
+        UsageError: The bundle has no such engine, or none at all can run here.
+        MissingRuntimeError: The runtime of an engine that was asked for is not installed.
+    """
+    chosen = [name for name in dict.fromkeys(asked or bundle.manifest.engines) if _usable(bundle, name, must=bool(asked))]
+    if not chosen:
+        raise UsageError(f"no engine of {bundle.folder} can run here", found=sorted(bundle.manifest.engines), fix="See clipq doctor.")
+    return chosen
+
+
+def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> list[str]:
+    """Return the engines to evaluate, the baseline first.
+
+    Raises:
+        UsageError: The bundle has no such engine.
+        MissingRuntimeError: The runtime of the baseline, or of an engine that was asked for, is not installed.
+    """
+    try:
+        runtime_version(bundle.engine(baseline).runtime)
+    except MissingRuntimeError as error:
+        raise MissingRuntimeError(f"the baseline {baseline} cannot run: {error}", fix="Or use --baseline ort-fp32.") from error
+    return list(dict.fromkeys([baseline, *usable_engines(bundle, asked)]))
+
+
+def _usable(bundle: Bundle, engine_id: str, *, must: bool) -> bool:
+    try:
+        runtime_version(bundle.engine(engine_id).runtime)
+    except MissingRuntimeError as error:
+        if must:
+            raise
+        note(f"leaving out {engine_id}: {error}")
+        return False
+    return True

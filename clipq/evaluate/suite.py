@@ -1,0 +1,113 @@
+"""The suite: every engine embeds every image once, then all figures are computed from the stored embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import Bundle
+from clipq.errors import UsageError
+from clipq.evaluate.answers import probability_rule
+from clipq.evaluate.datasets import load_sets
+from clipq.evaluate.embed import plan_work
+from clipq.evaluate.embeddings import embed_everything
+from clipq.evaluate.gates import parse_gate
+from clipq.evaluate.latency import bench
+from clipq.evaluate.provenance import describe_engine, describe_run
+from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
+from clipq.evaluate.scoring import score
+from clipq.evaluate.selection import choose_engines
+from clipq.evaluate.verdict import judge
+from clipq.machine import usable_cores
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """One evaluation.
+
+    Attributes:
+        data: ID data sets by data id.
+        ood: OOD data sets by data id.
+        engines: Engine ids; empty means every engine of the bundle whose runtime is installed.
+        baseline: The engine every delta is taken against.
+        limit: At most this many images of each data set.
+        seed: Of the choice of images and of the resamples.
+        resume: Go on with the embeddings of an interrupted run.
+        batch_size: Images of one inference; dynamic quantization makes an embedding depend on its batch.
+        threads: CPU threads; None means one per usable core.
+        bench_seconds: Time per engine and latency scenario; 0 measures no latency.
+        resamples: Bootstrap resamples.
+        rules: Gates; empty means the default ones.
+    """
+
+    data: tuple[str, ...]
+    ood: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    baseline: str = "torch-fp32"
+    limit: int | None = None
+    seed: int = 0
+    resume: bool = False
+    batch_size: int = 32
+    threads: int | None = None
+    bench_seconds: float = 2.0
+    resamples: int = 2000
+    rules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        least: dict[str, tuple[float | None, float]] = {
+            "--batch-size": (self.batch_size, 1),
+            "--threads": (self.threads, 1),
+            "--bench-seconds": (self.bench_seconds, 0),
+            "--limit": (self.limit, 1),
+        }
+        for name, (value, smallest) in least.items():
+            if value is not None and value < smallest:
+                raise UsageError(f"{name} is too small", found=value, expected=f"at least {smallest}")
+
+
+def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[str, Any]:
+    """Evaluate the engines of a bundle, write the report into ``folder`` and return it.
+
+    Raises:
+        UsageError: An engine, data set or rule is unknown.
+        MissingRuntimeError: A runtime that was asked for, or a library of the report, is not installed.
+        DataError: The data is unusable, or was used for calibration.
+        EngineError: An engine failed.
+        RefusedError: A file is not what the manifest says.
+    """
+    require_report_libraries()
+    for rule in options.rules:
+        parse_gate(rule)
+    engine_ids = choose_engines(bundle, options.engines, options.baseline)
+    threads = options.threads or usable_cores()
+    inside, outside = load_sets(bundle, options.data, options.ood, limit=options.limit, seed=options.seed)
+    work = plan_work(threads, options.batch_size)
+    embedded = embed_everything(bundle, engine_ids, (inside, outside), work, folder / "embeddings", resume=options.resume)
+    scores = score(embedded, bundle.manifest.model, resamples=options.resamples, seed=options.seed)
+    measured = bench(bundle, engine_ids, threads=threads, seconds=options.bench_seconds) if options.bench_seconds else {}
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "baseline": options.baseline,
+        "provenance": {**describe_run(bundle), **_conditions(bundle, options, threads)},
+        "engines": {engine_id: describe_engine(bundle, engine_id) for engine_id in engine_ids},
+        "datasets": embedded.describe_sets(),
+        "results": scores.results,
+        "ood": scores.ood,
+        "paired": scores.paired,
+        "bench": measured,
+    }
+    report["gates"], report["verdict"] = judge(report, options.rules)
+    write_report(report, scores.samples, folder)
+    return report
+
+
+def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str, Any]:
+    return {
+        "seed": options.seed,
+        "resamples": options.resamples,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "threads": threads,
+        "probabilities": probability_rule(bundle.manifest.model),
+    }
