@@ -15,13 +15,12 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from clipq import __version__
 from clipq.engines.base import Tower
+from clipq.engines.onnxruntime.run import INPUT_NAMES, OUTPUT_NAME
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.errors import ClipqError, ExportError
 from clipq.export.quantize.graph import publish, save_graph, scratch_folder
 
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the first with LayerNormalization as one operator
-INPUT_NAMES: dict[Tower, str] = {"image": "pixels", "text": "tokens"}
-OUTPUT_NAME = "embedding"
 MASK_VALUE = -1e4  # exp of it is 0 in FP32 and FP16, and unlike -inf it leaves an activation range that can be quantized
 
 

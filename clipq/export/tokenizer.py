@@ -82,8 +82,10 @@ def _from_huggingface(source: Any, checkpoint: Checkpoint) -> tuple[TokenizerCon
     if fast is None or getattr(source, "tokenizer_mode", None):
         raise ExportError(f"the tokenizer of {checkpoint.model_id} has no portable form", found=type(source).__name__)
     backend = Backend.from_str(fast.to_str())
-    backend.enable_truncation(checkpoint.context_length)
-    backend.enable_padding(length=checkpoint.context_length, pad_id=inner.pad_token_id, pad_token=inner.pad_token)
+    backend.enable_truncation(checkpoint.context_length, direction=inner.truncation_side)
+    backend.enable_padding(
+        length=checkpoint.context_length, pad_id=inner.pad_token_id, pad_token=inner.pad_token, direction=inner.padding_side
+    )
     config = TokenizerConfig(
         context_length=checkpoint.context_length,
         clean=_cleaner(source),

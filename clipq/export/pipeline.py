@@ -1,0 +1,176 @@
+"""One export from start to end: a checkpoint becomes a bundle, stage by stage, the manifest last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import MANIFEST, Bundle, EngineEntry, Manifest, ModelEntry, write_manifest
+from clipq.calib_data.table import open_source
+from clipq.engines.base import Tower
+from clipq.engines.table import ENGINES
+from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
+from clipq.engines.torch.model_id import DEMO_MODELS, canonical_model_id
+from clipq.errors import UsageError, unknown_name
+from clipq.export.calibration import Calibration
+from clipq.export.engines import STATIC, TOWERS, EngineBuilder, tower_name
+from clipq.export.golden import Golden, make_golden, read_golden, write_golden
+from clipq.export.onnx import export_tower
+from clipq.export.parity import check_parity
+from clipq.export.stages import Facts, Stages, refuse_foreign
+from clipq.export.tokenizer import export_tokenizer
+from clipq.files import locked, write_json
+from clipq.machine import describe_machine, library_versions
+from clipq.progress import note
+from clipq.recipe import Recipe
+
+BASELINE = "torch-fp32"
+DEMO_CALIBRATION = "synthetic:scenes:calibration"
+
+
+def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False) -> Bundle:
+    """Export a model into a folder and return the finished bundle.
+
+    Args:
+        recipe: What to make; ``complete`` fills in what it leaves open.
+        folder: A new or empty folder.
+        resume: Continue what a killed run with the same recipe left; of a finished bundle only the hashes are checked.
+
+    Raises:
+        UsageError: A name is unknown, calibration data is missing, or the folder holds something else.
+        DataError: The calibration data is unusable.
+        ExportError: A tower does not match PyTorch, or the model cannot be exported.
+        BusyError: Another run holds the folder.
+        RefusedError: A finished bundle's file has another hash.
+        ClipqError: The disk is full.
+    """
+    recipe = complete(recipe)
+    _refuse_folder(folder, recipe, resume=resume)
+    source = open_source(recipe.calib) if recipe.calib else None
+    checkpoint = load_checkpoint(recipe.model)
+    with locked(folder):
+        _refuse_folder(folder, recipe, resume=resume)
+        if (folder / MANIFEST).exists():
+            return _verified(folder, checkpoint)
+        key = {"recipe": recipe.sha256(), "model": checkpoint.state_sha256, "versions": library_versions()}
+        stages = Stages.open(folder, key, resume=resume)
+        calibration = Calibration(source, recipe, folder, checkpoint.preprocess) if source else None
+        write_manifest(folder, _make_all(recipe, folder, checkpoint, stages, calibration))
+        stages.close()
+        return Bundle.open(folder)
+
+
+def complete(recipe: Recipe) -> Recipe:
+    """Return the recipe with a canonical model id, FP32 PyTorch among its engines, and calibration data exactly where it is needed.
+
+    Raises:
+        UsageError: A name is unknown, or static quantization has no calibration data.
+    """
+    for engine_id in recipe.engines:
+        if engine_id not in ENGINES:
+            raise unknown_name("engine", engine_id, ENGINES)
+    engines = (BASELINE, *(engine_id for engine_id in dict.fromkeys(recipe.engines) if engine_id != BASELINE))
+    model = canonical_model_id(recipe.model)
+    calib = recipe.calib
+    if STATIC not in engines:
+        calib = ""
+    elif not calib and model in DEMO_MODELS:
+        calib = DEMO_CALIBRATION
+    elif not calib:
+        raise UsageError(f"{STATIC} needs calibration images", fix="Give some with --calib, e.g. --calib imagefolder:PATH.")
+    return replace(recipe, model=model, engines=engines, calib=calib)
+
+
+def _refuse_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse a folder that holds anything but nothing, our own unfinished export, or our own finished bundle."""
+    if not (folder / MANIFEST).exists():
+        refuse_foreign(folder, resume=resume)
+        return
+    found, asked = Bundle.open(folder).manifest.recipe, recipe.to_json()
+    different = [name for name, value in asked.items() if found.get(name) != (list(value) if isinstance(value, tuple) else value)]
+    if different:
+        raise UsageError(
+            f"{folder} holds a finished bundle of another recipe",
+            found=", ".join(f"{name} {found.get(name)}" for name in different),
+            expected=", ".join(f"{name} {asked[name]}" for name in different),
+            fix="Choose another folder with -o.",
+        )
+    if not resume:
+        raise UsageError(f"{folder} already holds this bundle", fix="Check it with --resume, or choose another folder with -o.")
+
+
+def _verified(folder: Path, checkpoint: Checkpoint) -> Bundle:
+    bundle = Bundle.open(folder)
+    if bundle.manifest.model.state_sha256 != checkpoint.state_sha256:
+        raise UsageError(
+            f"{folder} was made from other weights of {checkpoint.model_id}", fix="Export the new weights into another folder with -o."
+        )
+    bundle.verify()
+    note(f"{folder} is already finished and whole")
+    return bundle
+
+
+def _make_all(recipe: Recipe, folder: Path, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None) -> Manifest:
+    _make_description(folder, checkpoint, stages, calibration)
+    golden = _make_golden(folder, checkpoint, stages)
+    parity: dict[str, Facts] = {tower: _make_tower(folder, checkpoint, stages, golden, tower) for tower in TOWERS}
+    digest = _make_calibration_list(calibration, stages)
+    builder = EngineBuilder(recipe, folder, stages, golden, calibration, digest)
+    engines = {engine_id: builder.build(engine_id) for engine_id in recipe.engines}
+    return _manifest(recipe, checkpoint, stages, engines, parity)
+
+
+def _make_description(folder: Path, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None) -> None:
+    def preprocess() -> Facts:
+        write_json(folder / "preprocess.json", checkpoint.preprocess.to_json())
+        return {}
+
+    classnames = calibration.source.classnames if calibration else ()
+    names = ["tokenizer/tokenizer.json", "tokenizer/config.json"]
+    stages.run("preprocessing", ["preprocess.json"], checkpoint.state_sha256, preprocess)
+    stages.run("tokenizer", names, checkpoint.state_sha256, lambda: export_tokenizer(checkpoint, folder / "tokenizer", classnames))
+
+
+def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages) -> Golden:
+    def make() -> Facts:
+        write_golden(folder / "golden.npz", make_golden(checkpoint))
+        return {}
+
+    stages.run("golden tensors", ["golden.npz"], checkpoint.state_sha256, make)
+    return read_golden(folder / "golden.npz")
+
+
+def _make_tower(folder: Path, checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower) -> Facts:
+    name = tower_name(tower)
+
+    def make() -> Facts:
+        export_tower(checkpoint, tower, folder / name)
+        return check_parity(folder / name, golden.inputs(tower), golden.outputs(tower))
+
+    return stages.run(name, [name], checkpoint.state_sha256, make)
+
+
+def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> str:
+    if calibration is None:
+        return ""
+    facts = stages.run("calibration list", ["calibration.csv"], "", calibration.write_list)
+    return str(facts["digest"])
+
+
+def _manifest(
+    recipe: Recipe, checkpoint: Checkpoint, stages: Stages, engines: Mapping[str, EngineEntry], parity: Mapping[str, Facts]
+) -> Manifest:
+    model = ModelEntry(
+        id=checkpoint.model_id,
+        state_sha256=checkpoint.state_sha256,
+        embed_dim=checkpoint.embed_dim,
+        logit_scale=checkpoint.logit_scale,
+        logit_bias=checkpoint.logit_bias,
+        context_length=checkpoint.context_length,
+    )
+    said: dict[str, Any] = {**recipe.to_json(), "parity": parity}
+    if checkpoint.model_id.endswith(f":{RANDOM}"):
+        said["warning"] = "RANDOM WEIGHTS: this model was never trained; only its speed and size mean anything"
+    return Manifest(model, stages.files, engines, said, recipe.sha256(), library_versions(), describe_machine())
