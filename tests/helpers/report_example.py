@@ -83,11 +83,22 @@ def auroc(known: np.ndarray, foreign: np.ndarray) -> float:
 
 def measured(value: float, resampled: np.ndarray, base: np.ndarray | None, base_value: float, n: int) -> dict[str, Any]:
     """A METRIC entry from bootstrap values."""
-    entry = {"value": value, "ci95": np.quantile(resampled, [0.025, 0.975]).tolist(), "n": n, "delta": None, "delta_ci95": None, "p_value": None}
+    entry = {
+        "value": value,
+        "ci95": np.quantile(resampled, [0.025, 0.975]).tolist(),
+        "n": n,
+        "delta": None,
+        "delta_ci95": None,
+        "p_value": None,
+    }
     if base is not None:
         deltas = resampled - base
         tail = min((deltas <= 0).mean(), (deltas >= 0).mean())
-        entry |= {"delta": value - base_value, "delta_ci95": np.quantile(deltas, [0.025, 0.975]).tolist(), "p_value": float(min(1, 2 * tail))}
+        entry |= {
+            "delta": value - base_value,
+            "delta_ci95": np.quantile(deltas, [0.025, 0.975]).tolist(),
+            "p_value": float(min(1, 2 * tail)),
+        }
     return entry
 
 
@@ -140,7 +151,16 @@ def bench() -> dict[str, Any]:
     out: dict[str, Any] = {}
     for engine, (one, many) in P50.items():
         out[engine] = {
-            f"image-b{b}": {"batch": b, "threads": 2, "n": k, "warmup": 10, "p50_s": t, "p90_s": 1.1 * t, "p99_s": 1.3 * t, "images_per_s": b / t}
+            f"image-b{b}": {
+                "batch": b,
+                "threads": 2,
+                "n": k,
+                "warmup": 10,
+                "p50_s": t,
+                "p90_s": 1.1 * t,
+                "p99_s": 1.3 * t,
+                "images_per_s": b / t,
+            }
             for b, t, k in ((1, one, 400), (32, many, 60))
         }
         out[engine]["artefact"] = {"size_bytes": SIZES[engine], "load_s": 0.31, "peak_rss_bytes": 9 * SIZES[engine]}

@@ -107,5 +107,13 @@ def _write_tokenizer(folder: Path) -> None:
     backend.enable_padding(length=CONTEXT, pad_id=0, pad_token="<pad>")
     folder.mkdir()
     backend.save(str(folder / "tokenizer.json"))
-    config = {"context_length": CONTEXT, "clean": "lower", "start_id": None, "end_id": None, "pad_id": 0, "zeroed_id": None, "pooling": "mean"}
+    config = {
+        "context_length": CONTEXT,
+        "clean": "lower",
+        "start_id": None,
+        "end_id": None,
+        "pad_id": 0,
+        "zeroed_id": None,
+        "pooling": "mean",
+    }
     (folder / "config.json").write_text(json.dumps(config))

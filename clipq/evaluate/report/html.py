@@ -44,13 +44,20 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
     others = [metric for metric in METRICS if metric not in tables.MAIN_METRICS]
     pairs = tables.pairs(report)
     return {
-        "main_tables": [tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in tables.MAIN_METRICS]) for data in data_ids],
-        "more_tables": [tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in others]) for data in data_ids],
+        "main_tables": [
+            tables.result_table(report, data, [m for m in tables.MAIN_METRICS if m in tables.measured_metrics(report, data)])
+            for data in data_ids
+        ],
+        "more_tables": [
+            tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in others]) for data in data_ids
+        ],
         "paired_tables": [table for data in data_ids if (table := tables.paired_table(report, data)).rows],
         "ood_tables": [tables.ood_table(report, pair, "auroc") for pair in pairs],
-        "more_ood_tables": [tables.ood_table(report, pair, metric) for pair in pairs for metric in tables.ood_metrics(report, pair) if metric != "auroc"],
-        "robustness": tables.robustness_table(report),
-        "bench": tables.bench_table(report),
+        "more_ood_tables": [
+            tables.ood_table(report, pair, metric) for pair in pairs for metric in tables.ood_metrics(report, pair) if metric != "auroc"
+        ],
+        "robustness": tables.robustness_tables(report),
+        "bench": tables.bench_tables(report),
     }
 
 
@@ -64,12 +71,14 @@ def _reliability(report: Mapping[str, Any], samples: Samples) -> list[tuple[str,
     for data in tables.labelled(report):
         parts = {engine: select(samples, engine=engine, data=data, role="id") for engine in report["engines"]}
         base = parts[report["baseline"]]
-        found.append((data, [_markup(plots.reliability(e, rows, report["baseline"], base)) for e, rows in parts.items() if len(rows["label"])]))
+        found.append(
+            (data, [_markup(plots.reliability(e, rows, report["baseline"], base)) for e, rows in parts.items() if len(rows["label"])])
+        )
     return found
 
 
-def _histograms(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, str, list[Markup]]]:
-    """Return (pair in words, score, one panel per engine), MCM first."""
+def _histograms(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, list[tuple[str, list[Markup]]]]]:
+    """Return (pair in words, (score, one panel per engine), MCM first)."""
     found = []
     for pair in tables.pairs(report):
         known, foreign = pair.split("|")
@@ -78,26 +87,27 @@ def _histograms(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, 
             own = select(samples, engine=engine, classifier=known)
             parts[engine] = (select(own, data=known, role="id"), select(own, data=foreign, role="ood"))
         base = parts[report["baseline"]]
+        by_score = []
         for score in SCORE_COLUMNS:
             panels = [plots.histogram(e, score, rows, report["baseline"], base) for e, rows in parts.items() if len(rows[1]["label"])]
-            found.append((pair.replace("|", " against "), SCORES[score].label, [_markup(panel) for panel in panels]))
+            by_score.append((SCORES[score].label, [_markup(panel) for panel in panels]))
+        found.append((pair.replace("|", " against "), by_score))
     return found
 
 
 def _tradeoff(report: Mapping[str, Any]) -> list[Markup]:
     """Return accuracy and ECE over latency at batch 1, averaged over the clean data sets; nothing without latency."""
-    timed = {e: values["image-b1"]["p50_s"] * 1e3 for e, values in report["bench"].items() if "image-b1" in values}
+    timed = {e: values["image-b1"]["p50_s"] for e, values in report["bench"].items() if "image-b1" in values}
     clean = [data for data in tables.labelled(report) if tables.axis_of(data) is None] or tables.labelled(report)
     points = []
-    for engine, x in timed.items():
+    for engine, seconds in timed.items():
         own = [report["results"][engine][data] for data in clean if data in report["results"].get(engine, {})]
         if own and all(metric in entry for entry in own for metric in ("acc1", "ece15")):
             size = report["bench"][engine].get("artefact", {}).get("size_bytes") or report["engines"][engine]["size_bytes"]
-            points.append({"engine": engine, "x": x, "size": size, **_mean(own, "acc1"), **_mean(own, "ece15")})
+            points.append({"engine": engine, "seconds": seconds, "size_bytes": size, **_mean(own, "acc1"), **_mean(own, "ece15")})
     if len(points) < 2:
         return []
-    x_title = "latency of one image, p50, ms"
-    return [_markup(plots.tradeoff(points, metric, METRICS[metric].label, x_title)) for metric in ("acc1", "ece15")]
+    return [_markup(plots.tradeoff(points, metric)) for metric in ("acc1", "ece15")]
 
 
 def _mean(entries: list[Mapping[str, Any]], metric: str) -> dict[str, Any]:

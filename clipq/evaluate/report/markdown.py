@@ -2,10 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from clipq.evaluate.report import tables, view
+from clipq.evaluate.report.tables import Cell, Table
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
-    """Return the report as Markdown tables."""
-    return f"# clipq report: {report['provenance']['model']['id']}\n"
+    """Return the report as Markdown: verdicts, what was compared, and one table per data set and pair."""
+    model = report["provenance"]["model"]
+    parts = [f"# clipq report: {_text(model['id'])}", view.headline(report)]
+    if model.get("random_weights"):
+        parts.append("**The weights are random: accuracy, calibration and OOD detection mean nothing here.**")
+    parts += [
+        "## Verdict",
+        _verdict(report),
+        "## What was compared",
+        "\n".join(f"- {_text(term)}: {_text(text)}" for term, text in view.facts(report)),
+    ]
+    main = [tables.result_table(report, data, tables.measured_metrics(report, data)) for data in tables.labelled(report)]
+    ood = [tables.ood_table(report, pair, "auroc") for pair in tables.pairs(report)]
+    paired = [tables.paired_table(report, data) for data in tables.labelled(report)]
+    parts += _section("Accuracy and calibration: value, difference to the baseline [95 % interval]", main)
+    parts += _section("Telling unknown images from known ones", ood)
+    parts += _section("Agreement with the baseline, image by image", [table for table in paired if table.rows])
+    parts += _section("Speed, size and memory", tables.bench_tables(report))
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    lines = []
+    for card in view.cards(report):
+        lines.append(f"- **{_text(card.engine)}: {card.word.lower()}.** {card.sentence}")
+        lines += [f"  - {_text(reason)}" for reason in [*card.reasons, *card.more]]
+    return "\n".join(lines)
+
+
+def _section(title: str, found: Sequence[Table]) -> list[str]:
+    return [f"## {title}", *(part for table in found for part in _table(table))] if found else []
+
+
+def _table(table: Table) -> list[str]:
+    lines = [_row(["Engine", *table.columns]), _row(["---"] * (len(table.columns) + 1))]
+    lines += [_row([_text(head), *map(_cell, cells)]) for head, cells in table.rows]
+    note = [table.note] if table.note else []
+    return [f"### {_text(table.title)}", *note, "\n".join(lines)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(cell: Cell) -> str:
+    difference = f"; {cell.delta}" if cell.delta else ""
+    return f"{cell.value}{difference} {cell.interval}".strip()
+
+
+def _text(text: str) -> str:
+    """Escape what would end a table cell or start HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,63 +1,63 @@
-"""Figures as inline SVG: one small panel each, so that the page can lay them out for a screen or a phone, light or dark."""
+"""The figures: reliability diagram, OOD score histogram, accuracy and calibration error over latency."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from clipq.evaluate.metrics.calibration import reliability_bins
-from clipq.evaluate.report.names import SCORES
-
-# Stand-ins that the page replaces by its own colours; the rest is readable on light and dark.
-_INK, _GRID = "#0a0b0c", "#0a0b0d"
-_ENGINE, _BASELINE, _OOD = "#3b82c4", "#8a8f98", "#d9822b"
-_STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": _GRID, "axes.labelcolor": _INK,
-    "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
-    "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0,
-    "axes.linewidth": 0.8,
-}  # fmt: skip
-_COLOURS = ("#3b82c4", "#d9822b", "#2f9e6e", "#a56bc9", "#c9574f", "#6d8f2f")
+from clipq.evaluate.metrics.calibration import ReliabilityBins, reliability_bins
+from clipq.evaluate.report import svg
+from clipq.evaluate.report.format import quantity
+from clipq.evaluate.report.names import METRICS, SCORES
 
 Columns = Mapping[str, npt.NDArray[Any]]
+_SHARES = [(0.0, "0 %"), (0.25, "25 %"), (0.5, "50 %"), (0.75, "75 %"), (1.0, "100 %")]
+_HISTOGRAM_BINS = 32
 
 
 def reliability(engine: str, rows: Columns, baseline: str, base: Columns) -> str:
-    """Return the reliability diagram of one engine on one data set as SVG, the baseline's as an outline, with bin counts below."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(3.4, 3.7), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
-        upper.set_title(engine)
-        table = _bins(rows)
-        upper.bar(table.edges[:-1], table.accuracy, 1 / 15, align="edge", color=_ENGINE, alpha=0.75, label=f"{engine}")
-        if engine != baseline:
-            other = _bins(base)
-            upper.plot(other.confidence, other.accuracy, "o", color=_OOD, markersize=3.5, label=baseline)
-        upper.plot([0, 1], [0, 1], "--", color=_INK, linewidth=0.8, label="perfect")
-        upper.set(ylim=(0, 1), ylabel="accuracy")
-        upper.legend(loc="upper left", handlelength=1.4)
-        _counts(lower, table.edges, table.count)
-        return _svg(figure, f"Reliability of {engine}")
+    """Return the reliability diagram of one engine on one data set as SVG: bars the engine, dots the baseline, bin counts below."""
+    upper = svg.Frame(52, 28, 256, 190, (0, 1), (0, 1))
+    lower = svg.Frame(52, 234, 256, 46, (0, 1), (0, 1))
+    table = _bins(rows)
+    parts = [svg.axes(upper, [], _SHARES, "", "right answers")]
+    parts += _accuracy_bars(upper, table)
+    parts.append(svg.line(upper, [(0, 0), (1, 1)], "perfect"))
+    entries = [("engine", engine)]
+    if engine != baseline:
+        other = _bins(base)
+        seen = [index for index in range(len(other.count)) if other.count[index]]
+        parts += [svg.dot(upper, (other.confidence[i], other.accuracy[i]), 3, "baseline", _bin_hint(other, i)) for i in seen]
+        entries.append(("baseline", baseline))
+    parts.append(svg.legend(60, 42, entries))
+    return svg.panel(328, 316, engine, [*parts, _counts(lower, table)])
 
 
-def _counts(axes: Axes, edges: npt.NDArray[np.float64], count: npt.NDArray[np.int64]) -> None:
-    axes.bar(edges[:-1], count, 1 / 15, align="edge", color=_BASELINE)
-    axes.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
-    axes.set_yticks([0, int(count.max())], ["0", f"{count.max():,}"])
-    _percent(axes.xaxis)
-
-
-def _bins(rows: Columns) -> Any:
+def _bins(rows: Columns) -> ReliabilityBins:
     return reliability_bins(rows["confidence"], rows["prediction"] == rows["label"])
+
+
+def _accuracy_bars(frame: svg.Frame, table: ReliabilityBins) -> list[str]:
+    filled = [index for index in range(len(table.count)) if table.count[index]]
+    return [svg.bar(frame, (table.edges[i], table.edges[i + 1]), table.accuracy[i], "engine", _bin_hint(table, i)) for i in filled]
+
+
+def _bin_hint(table: ReliabilityBins, index: int) -> str:
+    right, said = quantity(table.accuracy[index], "fraction"), quantity(table.confidence[index], "fraction")
+    return f"{table.count[index]:,} images: {right} right at a mean confidence of {said}"
+
+
+def _counts(frame: svg.Frame, table: ReliabilityBins) -> str:
+    most = int(table.count.max())
+    bars = [
+        svg.bar(frame, (table.edges[i], table.edges[i + 1]), count / most, "count", f"{count:,} images")
+        for i, count in enumerate(table.count)
+        if count
+    ]
+    return svg.axes(frame, _SHARES, [(0, "0"), (1, f"{most:,}")], "confidence", "images") + "".join(bars)
 
 
 def histogram(engine: str, score: str, rows: tuple[Columns, Columns], baseline: str, base: tuple[Columns, Columns]) -> str:
@@ -70,73 +70,47 @@ def histogram(engine: str, score: str, rows: tuple[Columns, Columns], baseline: 
         baseline: Whose outlines.
         base: ID rows and OOD rows of the baseline.
     """
-    known, foreign = (part[score] for part in rows)
-    everything = np.concatenate([known, foreign, base[0][score], base[1][score]])
-    edges = np.histogram_bin_edges(everything, bins=32)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(3.4, 2.3), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(engine)
-        for values, colour, name in ((known, _ENGINE, "known (ID)"), (foreign, _OOD, "foreign (OOD)")):
-            axes.hist(values, edges, color=colour, alpha=0.55, label=name, weights=np.full(len(values), 1 / len(values)), histtype="stepfilled")
-        if engine != baseline:
-            for part, colour in zip(base, (_ENGINE, _OOD), strict=True):
-                axes.hist(part[score], edges, color=colour, linewidth=1.2, weights=np.full(len(part[score]), 1 / len(part[score])), histtype="step")
-        axes.set(xlabel=f"{SCORES[score].label}, as OOD score", ylabel="share")
-        _percent(axes.yaxis)
-        axes.grid(visible=False, axis="x")
-        axes.legend(loc="best", handlelength=1)
-        return _svg(figure, f"{score} of {engine}")
+    values = [part[score] for part in (*rows, *base)]
+    edges = np.histogram_bin_edges(np.concatenate(values), bins=_HISTOGRAM_BINS)
+    shares = [np.histogram(part, edges)[0] / len(part) for part in values]
+    top = max(float(share.max()) for share in shares) * 1.25
+    frame = svg.Frame(52, 46, 256, 150, (float(edges[0]), float(edges[-1])), (0, top))
+    ticks = [(value, quantity(value, "fraction").replace(".0", "")) for value in svg.nice_ticks(0, top, 3)]
+    parts = [svg.axes(frame, _number_ticks(frame.x), ticks, f"{SCORES[score].label} as OOD score", "share of images")]
+    parts += [svg.line(frame, svg.steps(edges.tolist(), shares[i].tolist()), kind) for i, kind in enumerate(("engine", "ood"))]
+    if engine != baseline:
+        parts += [
+            svg.line(frame, svg.steps(edges.tolist(), shares[i + 2].tolist()), f"{kind} outline")
+            for i, kind in enumerate(("engine", "ood"))
+        ]
+    names = [("engine", "known (ID)"), ("ood", "foreign (OOD)")]
+    parts += [svg.legend(52 + 108 * i, 36, [entry]) for i, entry in enumerate(names)]
+    return svg.panel(328, 232, engine, parts)
 
 
-def tradeoff(points: Sequence[Mapping[str, Any]], key: str, title: str, x_title: str) -> str:
+def tradeoff(points: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Return one panel of the accuracy, ECE and latency picture as SVG.
 
     Args:
-        points: Per engine ``engine``, ``x``, ``y`` and ``y_ci`` by metric key, ``size`` (bytes or None).
-        key: Metric on the y axis, a fraction.
-        title: Of the panel.
-        x_title: Of the x axis.
+        points: Per engine ``engine``, ``seconds``, ``size_bytes`` (or None), the metric and ``<metric>_ci`` as (low, high).
+        metric: What is on the y axis, a fraction.
     """
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(title)
-        largest = max((point["size"] or 0 for point in points), default=0)
-        for point, colour in zip(points, _COLOURS * len(points), strict=False):
-            area = 40 + 360 * (point["size"] or 0) / largest if largest else 80
-            axes.scatter(point["x"], point[key], s=area, color=colour, alpha=0.6, linewidths=0)
-            axes.vlines(point["x"], *point[f"{key}_ci"], color=colour, linewidth=1.2)
-            axes.scatter([], [], s=30, color=colour, alpha=0.8, label=point["engine"])
-        axes.set(xlabel=x_title)
-        axes.set_xlim(left=0)
-        axes.margins(0.12)
-        _percent(axes.yaxis, digits=1)
-        figure.legend(loc="outside lower center", ncols=2, handlelength=1)
-        return _svg(figure, title)
+    ends = [end for point in points for end in (*point[f"{metric}_ci"], point[metric])]
+    margin = 0.15 * (max(ends) - min(ends)) or 0.01
+    y = (max(0.0, min(ends) - margin), max(ends) + margin)
+    frame = svg.Frame(58, 34, 380, 220, (0, max(point["seconds"] for point in points) * 1e3 * 1.12), y)
+    ticks = [(value, quantity(value, "fraction")) for value in svg.nice_ticks(*y, 4)]
+    parts = [svg.axes(frame, _number_ticks(frame.x), ticks, "time for one image, p50, ms", "")]
+    largest = max(point["size_bytes"] or 0 for point in points)
+    for number, point in enumerate(points):
+        x, radius = point["seconds"] * 1e3, 5 + 13 * ((point["size_bytes"] or 0) / largest) ** 0.5 if largest else 7
+        parts.append(svg.line(frame, [(x, end) for end in point[f"{metric}_ci"]], f"interval series{number % 6}"))
+        facts = (point[metric], "fraction"), (point["seconds"], "seconds"), (point["size_bytes"], "bytes")
+        hint = f"{point['engine']}: {', '.join(quantity(value, unit) for value, unit in facts)}"
+        parts.append(svg.dot(frame, (x, point[metric]), radius, f"bubble series{number % 6}", hint))
+    parts += [svg.legend(58 + 190 * (i % 2), 304 + 15 * (i // 2), [(f"series{i % 6}", point["engine"])]) for i, point in enumerate(points)]
+    return svg.panel(452, 300 + 15 * ((len(points) + 1) // 2), METRICS[metric].label, parts)
 
 
-def _percent(axis: Any, digits: int = 0) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=digits))
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Return the figure as an SVG element that takes the page's text and grid colours and shares no id with another."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    used = set(re.findall(r"#([\w-]+)[\")]", text))
-    text = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
-    text = re.sub(r"font: ([^;\"]*?)'?sans-serif'?|font-family: [^;\"]+", lambda match: match[0], text)
-    return re.sub(r"\s*\n\s*", "\n", text).replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)
+def _number_ticks(x: svg.Range) -> list[tuple[float, str]]:
+    return [(value, f"{value:g}".replace("-", "−")) for value in svg.nice_ticks(*x, 4)]

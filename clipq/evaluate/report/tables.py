@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from clipq.evaluate.report.format import MISSING, difference, interval, quantity, ratio
@@ -34,8 +34,6 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
     hints: Sequence[str] = ()
     note: str = ""
-    head: str = "Engine"
-    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 def measured_cell(entry: Mapping[str, Any] | None, kind: Quantity) -> Cell:
@@ -57,7 +55,7 @@ def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
     if not any(digit in shown for digit in "123456789"):
         return "same", "equal"
     if ends is None or None in ends or ends[0] <= 0 <= ends[1]:
-        return "same", "no clear difference"
+        return "same", "within noise"
     if kind.better == "neither":
         return "same", "differs"
     grew = delta > 0
@@ -129,36 +127,34 @@ def axis_of(data: str) -> str | None:
     return tail if tail in AXES else None
 
 
-def robustness_table(report: Mapping[str, Any]) -> Table | None:
-    """Return accuracy and ECE of every engine per robustness axis beside the clean images, or None without such data."""
-    data_ids = [data for data in labelled(report) if axis_of(data)]
-    if not data_ids:
-        return None
-    clean = [data for data in labelled(report) if any(other.startswith(f"{data}-") for other in data_ids)]
-    names = [*clean, *data_ids]
-    columns = [f"{AXES[axis_of(data) or ''] if axis_of(data) else 'Clean'}: {label}" for data in names for label in ("top-1", "ECE-15")]
-    rows = []
-    for engine, results in report["results"].items():
-        cells = [measured_cell(results.get(data, {}).get(metric), METRICS[metric]) for data in names for metric in ("acc1", "ece15")]
-        rows.append((engine, cells))
-    return Table("Accuracy and calibration per axis", columns, rows, [data for data in names for _ in range(2)])
+def robustness_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return accuracy and ECE of every engine per robustness axis beside the clean images; empty without such data."""
+    altered = [data for data in labelled(report) if axis_of(data)]
+    clean = [data for data in labelled(report) if any(other.startswith(f"{data}-") for other in altered)]
+    names = [*clean, *altered]
+    columns = [AXES.get(axis_of(data) or "", "Clean") for data in names]
+    found = []
+    for metric in ("acc1", "ece15") if altered else ():
+        rows = [
+            (engine, [measured_cell(results.get(data, {}).get(metric), METRICS[metric]) for data in names])
+            for engine, results in report["results"].items()
+        ]
+        found.append(Table(METRICS[metric].label, columns, rows, names))
+    return found
 
 
-def bench_table(report: Mapping[str, Any]) -> Table | None:
-    """Return latency per engine and scenario, size, load time and memory, or None when nothing was measured."""
-    scenarios = list(dict.fromkeys(name for values in report["bench"].values() for name in values if name != "artefact"))
-    if not scenarios:
-        return None
-    columns = [f"{name}: {BENCH[key].label}" for name in scenarios for key in ("p50_s", "p90_s", "p99_s", "images_per_s")]
-    artefact = ("size_bytes", "load_s", "peak_rss_bytes")
-    columns += [BENCH[key].label for key in artefact]
-    rows = []
-    for engine, values in report["bench"].items():
-        cells = [_bench_cell(report, engine, name, key) for name in scenarios for key in ("p50_s", "p90_s", "p99_s", "images_per_s")]
-        cells += [_bench_cell(report, engine, "artefact", key) for key in artefact]
-        if values:
-            rows.append((engine, cells))
-    return Table("Latency, throughput, size and memory", columns, rows, note=_bench_note(report, scenarios))
+def bench_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return latency per scenario, then size, load time and memory; empty when nothing was measured."""
+    names = list(dict.fromkeys(name for values in report["bench"].values() for name in values))
+    found = []
+    for name in sorted(names, key=lambda name: name == "artefact"):
+        keys = ("size_bytes", "load_s", "peak_rss_bytes") if name == "artefact" else ("p50_s", "p90_s", "p99_s", "images_per_s")
+        measured = [(engine, values[name]) for engine, values in report["bench"].items() if name in values]
+        rows = [(engine, [_bench_cell(report, engine, name, key) for key in keys]) for engine, _ in measured]
+        title = "Size, load time and memory" if name == "artefact" else f"Images at once: {measured[0][1]['batch']}"
+        note = "" if name == "artefact" else _bench_note([values for _, values in measured])
+        found.append(Table(title, [BENCH[key].label for key in keys], rows, [BENCH[key].meaning for key in keys], note))
+    return found
 
 
 def _bench_cell(report: Mapping[str, Any], engine: str, scenario: str, key: str) -> Cell:
@@ -174,12 +170,12 @@ def _bench_cell(report: Mapping[str, Any], engine: str, scenario: str, key: str)
     return Cell(shown, f"{ratio(value / base)} the size", tone="better" if value < base else "worse")
 
 
-def _bench_note(report: Mapping[str, Any], scenarios: Sequence[str]) -> str:
-    parts = []
-    for name in scenarios:
-        runs = [values[name] for values in report["bench"].values() if name in values]
-        counts = sorted({run["n"] for run in runs})
-        count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        threads = ", ".join(str(number) for number in sorted({run["threads"] for run in runs}))
-        parts.append(f"{name}: batch {runs[0]['batch']}, {count} timed runs per engine after warm-up, {threads} threads")
-    return "; ".join(parts) + "."
+def _bench_note(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many runs stand behind a scenario; a p99 of fewer than 100 runs is its slowest one."""
+    counts, threads, warm_up = (" to ".join(f"{end:,}" for end in _ends([run[key] for run in runs])) for key in ("n", "threads", "warmup"))
+    text = f"{counts} timed runs per engine after {warm_up} to warm up, {threads} threads."
+    return text + (" Fewer than 1,000 runs: p99 is a rough figure." if min(run["n"] for run in runs) < 1000 else "")
+
+
+def _ends(values: Sequence[int]) -> list[int]:
+    return sorted({min(values), max(values)})

@@ -19,18 +19,20 @@ OUTCOMES = {
     "not shown": ("Not shown", "No gate fails, but the sample is too small to show that nothing is lost."),
     "do not ship": ("Do not ship", "At least one gate fails."),
 }
+_SHOWN_REASONS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The verdict on one engine: ``figures`` are (label, value, interval or remark)."""
+    """The verdict on one engine: ``figures`` are (label, value, remark), ``reasons`` decided it, ``more`` is the rest of why."""
 
     engine: str
     outcome: str
     word: str
     sentence: str
     figures: list[tuple[str, str, str]]
-    why: list[str]
+    reasons: list[str]
+    more: list[str]
     dominated_by: str | None
 
 
@@ -43,7 +45,10 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
         word, sentence = OUTCOMES[outcome]
         if outcome == "not shown" and not verdict["ship"]:
             sentence += " Proof was required, so it is held back."
-        made.append(Card(engine, outcome, word, sentence, _figures(report, engine), verdict["why"], verdict.get("dominated_by")))
+        decisive = {"ship": "", "not shown": "unproven", "do not ship": "fail"}[outcome]
+        reasons = [gate["why"] for gate in report["gates"] if gate["engine"] == engine and gate["outcome"] == decisive][:_SHOWN_REASONS]
+        more = [reason for reason in verdict["why"] if reason not in reasons]
+        made.append(Card(engine, outcome, word, sentence, _figures(report, engine), reasons, more, verdict.get("dominated_by")))
     return sorted(made, key=lambda card: order.index(card.outcome))
 
 
@@ -73,8 +78,13 @@ def _speed(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]
     for name in ours:
         if name != "artefact" and name in base:
             batch = ours[name]["batch"]
-            figures.append((f"Speed, batch {batch}", ratio(base[name]["p50_s"] / ours[name]["p50_s"]), f"{quantity(ours[name]['p50_s'], 'seconds')}"))
-    sizes = [report["bench"].get(e, {}).get("artefact", {}).get("size_bytes") or report["engines"][e]["size_bytes"] for e in (engine, report["baseline"])]
+            figures.append(
+                (f"Speed, batch {batch}", ratio(base[name]["p50_s"] / ours[name]["p50_s"]), f"{quantity(ours[name]['p50_s'], 'seconds')}")
+            )
+    sizes = [
+        report["bench"].get(e, {}).get("artefact", {}).get("size_bytes") or report["engines"][e]["size_bytes"]
+        for e in (engine, report["baseline"])
+    ]
     if all(sizes):
         figures.append(("Size", ratio(sizes[0] / sizes[1]), quantity(sizes[0], "bytes")))
     return figures
@@ -88,7 +98,8 @@ def headline(report: Mapping[str, Any]) -> str:
     ready = [engine for engine, outcome in outcomes.items() if outcome == "ship"]
     if not ready:
         return "No engine is shown to be fit to ship."
-    text = f"{len(ready)} of {len(outcomes)} engines may ship."
+    open_cases = sum(outcome == "not shown" for outcome in outcomes.values())
+    text = f"{len(ready)} of {len(outcomes)} engines may ship" + (f", {open_cases} not shown." if open_cases else ".")
     times = {e: report["bench"].get(e, {}).get("image-b1", {}).get("p50_s") for e in ready}
     timed = {e: t for e, t in times.items() if t}
     return text + (f" The fastest of them is {min(timed, key=lambda e: timed[e])}." if timed else "")
@@ -100,10 +111,15 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = origin["model"]
     found = [("Model", model["id"]), ("Baseline", f"{report['baseline']}: every difference is to it, on the same images")]
     if "logit_scale" in model:
-        found.append(("Logit scale", f"{model['logit_scale']:.2f}" + (f", bias {model['logit_bias']:.2f}" if model.get("logit_bias") is not None else "")))
+        found.append(
+            (
+                "Logit scale",
+                f"{model['logit_scale']:.2f}" + (f", bias {model['logit_bias']:.2f}" if model.get("logit_bias") is not None else ""),
+            )
+        )
     for data, entry in report["datasets"].items():
         classes = f", {entry['classes']:,} classes" if entry["classes"] else ""
-        skipped = f", {len(entry['skipped']):,} unreadable images skipped" if entry["skipped"] else ""
+        skipped = f", {len(entry['skipped']):,} more could not be read" if entry["skipped"] else ""
         found.append((f"Data: {data}", f"{entry['n']:,} images{classes}{skipped}"))
     found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
     if origin.get("resamples"):
@@ -114,10 +130,16 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def plain(value: Any) -> str:
     """Return nested JSON as one readable line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')} {plain(item)}" for key, item in value.items() if item not in (None, "", {}, []))
+        return ", ".join(_named(str(key), item) for key, item in value.items() if item not in (None, "", {}, []))
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value)
     return str(value)
+
+
+def _named(key: str, value: Any) -> str:
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return f"{key.removesuffix('_bytes')} {quantity(value, 'bytes')}"
+    return f"{key.replace('_', ' ')} {plain(value)}"
 
 
 def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,7 +148,9 @@ def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for engine, entry in report["engines"].items():
         layers = ", ".join(f"{count} layers in {precision}" for precision, count in entry.get("layers", {}).items())
         files = "; ".join(f"{name} sha256 {digest[:12]}" for name, digest in entry["sha256"].items())
-        found.append((engine, ". ".join(part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", layers, files) if part)))
+        found.append(
+            (engine, ". ".join(part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", layers, files) if part))
+        )
     return found
 
 
@@ -162,7 +186,10 @@ def sample_notes(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[An
         if len(rows["confidence"]):
             shown = quantity(report["results"][report["baseline"]][data].get("ece15", {}).get("value"), "fraction")
             chance = quantity(expected_ece15(rows["confidence"]), "fraction")
-            notes.append(f"{data}, n = {len(rows['confidence']):,}: a perfectly calibrated model with these confidences would show an ECE-15 of {chance} by chance alone; {report['baseline']} shows {shown}.")
+            notes.append(
+                f"{data}, n = {len(rows['confidence']):,}: a perfectly calibrated model with these confidences would show an ECE-15 "
+                f"of {chance} by chance alone; {report['baseline']} shows {shown}."
+            )
     return notes
 
 
