@@ -140,7 +140,7 @@ def _cosines(first: Float64, second: Float64) -> Float64:
     """Return row-wise cosines; rows that both are exactly at the centre count as equal."""
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     dots = np.einsum("ij,ij->i", first, second)
-    return np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0)
+    return np.asarray(np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0))
 
 
 def _same_shape(first: Array, second: Array) -> None:

@@ -1,18 +1,17 @@
-"""The paired bootstrap: the same resamples for every engine and metric, as weights per sample."""
+"""The paired bootstrap: the same resamples for every engine and metric, as counts per sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from clipq.errors import DataError
-from clipq.evaluate.metrics.arrays import Bool, Float64
+from clipq.evaluate.metrics.arrays import Bool, Float64, Int64
 from clipq.evaluate.statistics.significance import mcnemar
 
 RESAMPLES = 2000
-CHUNK_VALUES = 1 << 18  # 2 MiB of float64: a chunk of weights stays in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +84,28 @@ def _estimate(name: str, baseline: Resampled | None, engine: Resampled) -> Estim
     return Estimate(value, interval, engine.n, delta, percentile_interval(deltas), p_value)
 
 
-def resample_weights(n: int, resamples: int, seed: int, *, stream: int = 0, chunk_rows: int | None = None) -> Iterator[Float64]:
-    """Yield how often each sample was drawn, as chunks ``(n, some resamples)``; every column sums to ``n``.
+def resample_counts(n: int, resamples: int, seed: int, *, stream: int = 0) -> Iterator[Int64]:
+    """Yield, for each resample, how often each of ``n`` samples was drawn: int64 ``(n,)`` that sums to ``n``.
 
-    The draws depend on ``n``, ``seed`` and ``stream`` alone, so two engines on the same samples meet the same resamples.
+    The draws depend on the arguments alone, so all engines and metrics on the same samples meet the same resamples.
 
     Args:
         n: Number of samples.
-        resamples: Number of resamples in all chunks together.
+        resamples: Number of resamples.
         seed: Seed.
         stream: Which of several independent sets is drawn (ID 0, OOD 1).
-        chunk_rows: The ``n`` by which the width of a chunk is chosen, where two sets go side by side; it does not change the draws.
     """
     if resamples < 1:
         raise DataError("the bootstrap needs resamples", found=resamples, expected="at least 1")
-    generator = np.random.default_rng([seed, stream])
-    width = max(4, CHUNK_VALUES // (chunk_rows or n))
-    for start in range(0, resamples, width):
-        columns = min(width, resamples - start)
-        drawn = generator.integers(0, n, size=(columns, n), dtype=np.int64)
-        drawn *= columns
-        drawn += np.arange(columns)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=n * columns).reshape(n, columns).astype(np.float64)
+    generator = np.random.Generator(np.random.SFC64([seed, stream]))
+    for _ in range(resamples):
+        yield np.bincount(generator.integers(0, n, size=n), minlength=n)
+
+
+def collected(rows: Iterable[Mapping[str, float]]) -> dict[str, Float64]:
+    """Return METRIC key -> ``(resamples,)`` from one mapping per resample."""
+    listed = list(rows)
+    return {name: np.array([row[name] for row in listed]) for name in listed[0]}
 
 
 def percentile_interval(values: Float64) -> tuple[float, float]:

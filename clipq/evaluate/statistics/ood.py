@@ -6,7 +6,7 @@ import numpy as np
 
 from clipq.evaluate.metrics import detection
 from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_vector
-from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate, Resampled, compare, resample_weights
+from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate, Resampled, collected, compare, resample_counts
 
 METRICS = {
     "auroc": detection.auroc,
@@ -47,66 +47,52 @@ def resample_ood(id_scores: Array, ood_scores: Array, *, resamples: int = RESAMP
     inside, outside = as_vector(id_scores, "ID scores"), as_vector(ood_scores, "OOD scores")
     values = {name: metric(inside, outside) for name, metric in METRICS.items()}
     plan = _Plan(inside, outside)
-    rows = max(len(inside), len(outside))
-    id_weights = resample_weights(len(inside), resamples, seed, stream=0, chunk_rows=rows)
-    ood_weights = resample_weights(len(outside), resamples, seed, stream=1, chunk_rows=rows)
-    chunks = [plan.metrics(*weights) for weights in zip(id_weights, ood_weights, strict=True)]
-    draws = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in METRICS}
+    inside_counts = resample_counts(len(inside), resamples, seed, stream=0)
+    outside_counts = resample_counts(len(outside), resamples, seed, stream=1)
+    draws = collected(plan.metrics(*counts) for counts in zip(inside_counts, outside_counts, strict=True))
     return Resampled(values, draws, len(inside) + len(outside), (len(inside), len(outside), resamples, seed))
 
 
 class _Plan:
-    """Where the sorted scores of each side stand among those of the other, found once and used for every chunk of weights."""
+    """Where the sorted scores of each side stand among those of the other, found once and used for every resample."""
 
     def __init__(self, inside: Float64, outside: Float64) -> None:
         self._id_order, self._ood_order = np.argsort(inside, kind="stable"), np.argsort(outside, kind="stable")
-        self._inside, self._outside = inside[self._id_order], outside[self._ood_order]
-        self._id_below = np.searchsorted(self._inside, self._outside, side="left")
-        self._id_up_to = np.searchsorted(self._inside, self._outside, side="right")
-        self._ood_below = np.searchsorted(self._outside, self._inside, side="left")
-        self._ood_up_to = np.searchsorted(self._outside, self._inside, side="right")
-        self._own_id_up_to = np.searchsorted(self._inside, self._inside, side="right")
-        self._own_ood_below = np.searchsorted(self._outside, self._outside, side="left")
+        inside, outside = inside[self._id_order], outside[self._ood_order]
+        self._id_below, self._id_up_to = _positions(inside, outside)
+        _, self._ood_up_to = _positions(outside, inside)
+        _, self._own_id_up_to = _positions(inside, inside)
+        self._own_ood_below, _ = _positions(outside, outside)
 
-    def metrics(self, id_weights: Float64, ood_weights: Float64) -> dict[str, Float64]:
-        """Return METRIC key -> ``(resamples,)`` for chunks ``(n_id, resamples)`` and ``(n_ood, resamples)``."""
-        inside, outside = id_weights[self._id_order], ood_weights[self._ood_order]
+    def metrics(self, id_counts: Int64, ood_counts: Int64) -> dict[str, float]:
+        """Return METRIC key -> value for one resample of each side."""
+        inside, outside = id_counts[self._id_order], ood_counts[self._ood_order]
         id_sum, ood_sum = _cumulated(inside), _cumulated(outside)
         n_id, n_ood = len(inside), len(outside)
-        below = id_sum[self._id_below]
-        halves = np.einsum("ij,ij->j", outside, below + id_sum[self._id_up_to])
-        id_cut = _first_reaching(id_sum, detection.count_95(n_id))
-        ood_cut = _first_reaching(ood_sum[-1] - ood_sum[::-1], detection.count_95(n_ood))
-        columns = np.arange(inside.shape[1])
+        id_below = id_sum[self._id_below]
+        id_cut = np.searchsorted(id_sum, detection.count_95(n_id)) - 1  # the score at which 95 % of ID are accepted
+        ood_cut = np.searchsorted(ood_sum, n_ood - detection.count_95(n_ood), side="right") - 1
         return {
-            "auroc": halves / (2.0 * n_id * n_ood),
+            "auroc": int((outside * (id_below + id_sum[self._id_up_to])).sum()) / (2.0 * n_id * n_ood),
             "aupr_in": _mean_precision(inside, id_sum[self._own_id_up_to], ood_sum[self._ood_up_to]),
-            "aupr_out": _mean_precision(outside, n_ood - ood_sum[self._own_ood_below], n_id - below),
-            "fpr95_id_pos": ood_sum[self._ood_up_to[id_cut - 1], columns] / n_ood,
-            "fpr95_ood_pos": 1.0 - id_sum[self._id_below[n_ood - ood_cut], columns] / n_id,
+            "aupr_out": _mean_precision(outside, n_ood - ood_sum[self._own_ood_below], n_id - id_below),
+            "fpr95_id_pos": float(ood_sum[self._ood_up_to[id_cut]] / n_ood),
+            "fpr95_ood_pos": float(1.0 - id_sum[self._id_below[ood_cut]] / n_id),
         }
 
 
-def _cumulated(weights: Float64) -> Float64:
-    """Return cumulative weights from 0, ``(n + 1, resamples)``."""
-    output = np.zeros((len(weights) + 1, weights.shape[1]))
-    np.cumsum(weights, axis=0, out=output[1:])
+def _positions(ordered: Float64, values: Float64) -> tuple[Int64, Int64]:
+    """Return how many of ``ordered`` are below each value, and how many are not above it."""
+    return np.searchsorted(ordered, values, side="left"), np.searchsorted(ordered, values, side="right")
+
+
+def _cumulated(counts: Int64) -> Int64:
+    """Return cumulative counts from 0, ``(n + 1,)``."""
+    output = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=output[1:])
     return output
 
 
-def _first_reaching(sums: Float64, count: int) -> Int64:
-    """Return, per resample, the first position at which the cumulative weight is at least ``count``."""
-    low, high = np.zeros(sums.shape[1], dtype=np.int64), np.full(sums.shape[1], len(sums) - 1)
-    columns = np.arange(sums.shape[1])
-    for _ in range(len(sums).bit_length()):  # bisection: sums[low] < count <= sums[high]
-        middle = (low + high) // 2
-        reached = sums[middle, columns] >= count
-        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-    return np.asarray(high, dtype=np.int64)
-
-
-def _mean_precision(weights: Float64, own: Float64, other: Float64) -> Float64:
-    """Return the weighted mean of own / (own + other): the average precision of each resample."""
-    total = own + other
-    precision = np.divide(own, total, out=np.zeros_like(own), where=total > 0)
-    return np.asarray(np.einsum("ij,ij->j", weights, precision) / len(weights))
+def _mean_precision(counts: Int64, own: Int64, other: Int64) -> float:
+    """Return the mean of own / (own + other) over the drawn positives: the average precision."""
+    return float((counts * (own / np.maximum(own + other, 1))).sum() / len(counts))
