@@ -97,3 +97,17 @@ def locked(folder: Path, *, exclusive: bool = True) -> Iterator[None]:
                 f"{folder} is in use by another clipq run", fix="Wait for it to end, or choose another folder with -o."
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Keep writers out of ``folder`` while the block runs; a folder that nobody can write needs no lock.
+
+    Raises:
+        BusyError: A run writes into the folder.
+    """
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    with locked(folder, exclusive=False):
+        yield

@@ -8,7 +8,7 @@ from typing import Any
 
 from clipq.artifact import Bundle
 from clipq.cli.options import add_json, add_output, add_quiet, comma_list, write_json_option
-from clipq.files import locked, write_json
+from clipq.files import locked, reading, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from clipq.evaluate.latency import bench_bundle
 
     bundle = Bundle.open(args.bundle)
-    with locked(args.bundle, exclusive=False):
+    with reading(args.bundle):
         record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds)
     if args.output:
         with locked(args.output):

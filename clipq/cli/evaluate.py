@@ -8,7 +8,7 @@ from typing import Any
 
 from clipq.artifact import Bundle
 from clipq.cli.options import add_json, add_limit, add_output, add_quiet, add_resume, add_seed, comma_list, write_json_option
-from clipq.files import locked
+from clipq.files import locked, reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         rules=tuple(args.fail_on),
     )
     bundle = Bundle.open(args.bundle)
-    with locked(args.bundle, exclusive=False), locked(args.output):
+    with reading(args.bundle), locked(args.output):
         report = evaluate_bundle(bundle, options, args.output)
     if args.json:
         write_json_option(args.json, report)

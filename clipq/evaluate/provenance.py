@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,10 +29,9 @@ def runtime_version(runtime: str) -> str:
         MissingRuntimeError: It is not installed.
     """
     names, extra = _DISTRIBUTIONS[runtime]
-    versions = library_versions()
     for name in names:
-        if name in versions:
-            return versions[name]
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
     raise missing_extra(runtime, extra)
 
 

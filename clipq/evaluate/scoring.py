@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from clipq.evaluate.report.samples import COLUMNS
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
+from clipq.machine import usable_cores
 from clipq.progress import bar
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -41,13 +43,13 @@ class Scores:
     samples: Columns
 
 
-@dataclass(slots=True)
-class _Baseline:
-    """What the engines after the first are compared with, on one ID data set and its OOD pairs."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Engine:
+    """One engine on one ID data set and its OOD pairs; the first one is what the others are compared with."""
 
     answers: Answers
     classification: Resampled
-    ood: dict[tuple[str, str], Resampled] = field(default_factory=dict)  # (OOD data, score)
+    ood: dict[tuple[str, str], Resampled]  # (OOD data, score)
 
 
 def score(embedded: Embedded, model: ModelEntry, *, resamples: int, seed: int) -> Scores:
@@ -85,31 +87,38 @@ class _Scoring:
         samples = {name: np.concatenate([rows[name] for rows in self._rows]) for name in COLUMNS}
         return Scores(self._results, self._ood, self._paired, samples)
 
-    def _score_engine(self, engine_id: str, data: str, baseline: _Baseline | None) -> _Baseline:
+    def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
         classes = embedded.classes(engine_id, data)
         embeddings = embedded.images(engine_id, data)
         answers = answer(embeddings, classes, self._model, f"{engine_id} on {data}")
+        foreign = {
+            other: answer(embedded.images(engine_id, other), classes, self._model, f"{engine_id} on {other}") for other in embedded.outside
+        }
         outcomes = outcomes_from_logits(answers.class_scores, labels)
-        own = _Baseline(answers, resample_classification(outcomes, **self._resampling))
-        self._results[engine_id][data] = _measurements(compare(baseline.classification if baseline else None, own.classification))
         self._rows.append(self._samples(engine_id, data, data, answers, outcomes))
+        self._rows += [self._samples(engine_id, other, data, theirs, None) for other, theirs in foreign.items()]
+        own = self._resample(answers, outcomes, foreign)
+        self._results[engine_id][data] = _measurements(compare(baseline.classification if baseline else None, own.classification))
+        for other in foreign:
+            self._ood[engine_id][f"{data}|{other}"] = {
+                name: _measurements(compare(baseline.ood[other, name] if baseline else None, own.ood[other, name])) for name in SCORES
+            }
         if baseline is not None:
             before = embedded.images(embedded.engine_ids[0], data)
             self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings)
-        for other in embedded.outside:
-            foreign = answer(embedded.images(engine_id, other), classes, self._model, f"{engine_id} on {other}")
-            self._rows.append(self._samples(engine_id, other, data, foreign, None))
-            self._ood[engine_id][f"{data}|{other}"] = self._detect(own, foreign, other, baseline)
         return own
 
-    def _detect(self, own: _Baseline, foreign: Answers, other: str, baseline: _Baseline | None) -> dict[str, Any]:
-        measured = {}
-        for name in SCORES:
-            resampled = resample_ood(own.answers.ood_scores[name], foreign.ood_scores[name], **self._resampling)
-            own.ood[other, name] = resampled
-            measured[name] = _measurements(compare(baseline.ood[other, name] if baseline else None, resampled))
-        return measured
+    def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers]) -> _Engine:
+        """Return every resampled metric, several computed at once: numpy leaves the cores free to other threads."""
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            classification = pool.submit(resample_classification, outcomes, **self._resampling)
+            detection = {
+                (other, name): pool.submit(resample_ood, answers.ood_scores[name], theirs.ood_scores[name], **self._resampling)
+                for other, theirs in foreign.items()
+                for name in SCORES
+            }
+            return _Engine(answers, classification.result(), {key: future.result() for key, future in detection.items()})
 
     def _labels(self, data: str) -> Int64:
         return self._embedded.inside[data].index.labels[self._embedded.readable[data]]
