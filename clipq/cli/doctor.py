@@ -100,12 +100,12 @@ def _open_clip() -> Finding:
 
 
 def _report() -> Finding:
-    missing = [name for name in ("matplotlib", "jinja2", "pyarrow") if _version(name) is None]
+    missing = [name for name in ("jinja2", "pyarrow") if _version(name) is None]
     if missing:
         return Finding(
             "report", False, f"{', '.join(missing)} not installed (write report.html and samples.parquet)", "pip install 'clipq[report]'"
         )
-    return Finding("report", True, "matplotlib, jinja2, pyarrow")
+    return Finding("report", True, "jinja2, pyarrow")
 
 
 def _cuda() -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Better = Literal["high", "low", "zero", "neither"]
@@ -27,6 +27,10 @@ class Quantity:
     meaning: str
     source: str = ""
     unit: Unit = "fraction"
+
+    def named(self, label: str) -> Quantity:
+        """Return the same quantity under another label."""
+        return replace(self, label=label)
 
 
 METRICS: Mapping[str, Quantity] = {
@@ -105,8 +109,11 @@ PAIRED: Mapping[str, Quantity] = {
     "flips": Quantity("Flips", "low", "Share of images that went from right to wrong or from wrong to right.", "Dutta et al. 2024"),
     "flips_pos_to_neg": Quantity("Right to wrong", "low", "Share of images the baseline has right and the engine wrong."),
     "flips_neg_to_pos": Quantity("Wrong to right", "high", "Share of images the baseline has wrong and the engine right."),
+    "flips_neg_to_other_neg": Quantity("Wrong to other wrong", "low", "Share of images both have wrong, with different classes."),
     "js_divergence": Quantity("JS divergence", "low", "Mean distance of the two probability vectors; 0 to 0.693.", "Lin 1991", "nats"),
     "cosine_mean": Quantity("Cosine", "high", "Mean cosine of the two image embeddings; 1 is identical.", unit="number"),
+    "cosine_p1": Quantity("Cosine, 1st percentile", "high", "One image in a hundred has a lower cosine than this.", unit="number"),
+    "cosine_min": Quantity("Cosine, lowest", "high", "The cosine of the image that moved most.", unit="number"),
     "cosine_centred_mean": Quantity(
         "Cosine, centred",
         "high",

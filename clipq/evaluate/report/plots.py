@@ -105,8 +105,8 @@ def tradeoff(points: Sequence[Mapping[str, Any]], metric: str) -> str:
     for number, point in enumerate(points):
         x, radius = point["seconds"] * 1e3, 5 + 13 * ((point["size_bytes"] or 0) / largest) ** 0.5 if largest else 7
         parts.append(svg.line(frame, [(x, end) for end in point[f"{metric}_ci"]], f"interval series{number % 6}"))
-        facts = (point[metric], "fraction"), (point["seconds"], "seconds"), (point["size_bytes"], "bytes")
-        hint = f"{point['engine']}: {', '.join(quantity(value, unit) for value, unit in facts)}"
+        facts = (quantity(point[metric], "fraction"), quantity(point["seconds"], "seconds"), quantity(point["size_bytes"], "bytes"))
+        hint = f"{point['engine']}: {', '.join(facts)}"
         parts.append(svg.dot(frame, (x, point[metric]), radius, f"bubble series{number % 6}", hint))
     parts += [svg.legend(58 + 190 * (i % 2), 304 + 15 * (i // 2), [(f"series{i % 6}", point["engine"])]) for i, point in enumerate(points)]
     return svg.panel(452, 300 + 15 * ((len(points) + 1) // 2), METRICS[metric].label, parts)

@@ -19,9 +19,9 @@ def require_report_libraries() -> None:
     """Check, before any work, that what a report is written with is installed.
 
     Raises:
-        MissingRuntimeError: jinja2, matplotlib or pyarrow is missing; the line names the extra.
+        MissingRuntimeError: jinja2 or pyarrow is missing; the line names the extra.
     """
-    missing = [name for name in ("jinja2", "matplotlib", "pyarrow") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("jinja2", "pyarrow") if importlib.util.find_spec(name) is None]
     if missing:
         raise missing_extra(", ".join(missing), "report")
 

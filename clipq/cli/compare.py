@@ -1,0 +1,116 @@
+"""clipq compare: the difference between two reports or two engines, gates, and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipq.cli.options import add_json, add_quiet, comma_list, write_json_option
+from clipq.errors import GateFailedError, UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Compare two reports (A is the old one), two engines of one report (--engines a,b), or, with one report alone, its engines "
+        "with its baseline."
+    )
+    parser.add_argument("reports", metavar="REPORT", type=Path, nargs="+", help="report.json or its folder; one or two of them")
+    parser.add_argument(
+        "--engines", metavar="ENGINE,...", type=comma_list, default=(), help="two engines of one report, or which engines of two reports"
+    )
+    parser.add_argument(
+        "--fail-on",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="end with exit code 3 when this holds, e.g. 'acc1.delta_pp<-1.0'; repeatable",
+    )
+    parser.add_argument(
+        "--require-proof", action="store_true", help="fail as well where the sample is too small to show that a gate passes"
+    )
+    add_json(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print the table, and raise GateFailedError when a gate of --fail-on fails."""
+    from clipq.evaluate.gates import parse_gate
+    from clipq.evaluate.verdict import judge
+
+    for rule in args.fail_on:
+        parse_gate(rule)
+    comparison = _compare(args.reports, args.engines)
+    comparison["gates"], comparison["verdict"] = [], {}
+    if args.fail_on or args.require_proof:
+        comparison["gates"], comparison["verdict"] = judge(comparison, args.fail_on, require_proof=args.require_proof)
+    if args.json:
+        write_json_option(args.json, comparison)
+    if args.json != "-":
+        print(summary(comparison))
+    _end_on_failure(comparison["gates"], require_proof=args.require_proof)
+    return 0
+
+
+def _compare(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
+    from clipq.evaluate.difference import between_engines, between_reports
+    from clipq.evaluate.report.read import read_report
+
+    if len(paths) > 2:
+        raise UsageError("too many reports", found=len(paths), expected="one or two")
+    if len(paths) == 2:
+        return between_reports(read_report(paths[0]), read_report(paths[1]), engines)
+    stored = read_report(paths[0])
+    if engines and len(engines) != 2:
+        raise UsageError(
+            "--engines with one report needs two engines", found=", ".join(engines), fix="Write --engines ort-fp32,ort-int8-static."
+        )
+    return between_engines(stored, *engines) if engines else dict(stored.report)
+
+
+def _end_on_failure(gates: list[dict[str, Any]], *, require_proof: bool) -> None:
+    bad = [gate for gate in gates if gate["outcome"] == "fail" or (require_proof and gate["outcome"] == "unproven")]
+    if bad:
+        shown = "; ".join(f"{gate['engine']}: {gate['rule']}: {gate['why']}" for gate in bad[:3])
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise GateFailedError(f"{len(bad)} of {len(gates)} gates failed: {shown}{more}")
+
+
+def summary(comparison: dict[str, Any]) -> str:
+    """Return the differences as a table of plain text, then the gates."""
+    from clipq.evaluate.report.names import METRICS, OOD_METRICS, SCORES, Quantity
+
+    lines = [f"compared with {comparison['baseline']}"]
+    for engine in comparison["engines"]:
+        for data, metrics in comparison["results"].get(engine, {}).items():
+            lines += _block(f"{engine} on {data}", [(METRICS[key], entry) for key, entry in metrics.items()])
+        for pair, scores in comparison["ood"].get(engine, {}).items():
+            found: list[tuple[Quantity, dict[str, Any]]] = []
+            for score, metrics in scores.items():
+                name = SCORES[score].label if score in SCORES else score
+                found += [
+                    (OOD_METRICS[key].named(f"{name} {OOD_METRICS[key].label}"), metrics[key]) for key in ("auroc",) if key in metrics
+                ]
+            lines += _block(f"{engine} on {pair.replace('|', ' against ')}", found)
+    lines += [f"{gate['outcome']}: {gate['engine']}: {gate['rule']}: {gate['why']}" for gate in comparison["gates"]]
+    return "\n".join(lines)
+
+
+def _block(title: str, entries: list[tuple[Any, dict[str, Any]]]) -> list[str]:
+    from clipq.evaluate.report.format import p_value, quantity
+    from clipq.evaluate.report.tables import measured_cell
+
+    rows = []
+    for kind, entry in entries:
+        if entry["delta"] is not None and entry["value"] is not None:
+            cell = measured_cell(entry, kind)
+            before = quantity(entry["value"] - entry["delta"], kind.unit)
+            remark = cell.word + ("" if entry.get("paired", True) else ", unpaired")
+            rows.append((kind.label, before, cell.value, cell.delta, cell.interval, p_value(entry["p_value"]), remark))
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return [f"\n{title}"] + [
+        "  " + "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[6]]) for row in rows
+    ]

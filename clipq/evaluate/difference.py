@@ -1,0 +1,175 @@
+"""The difference between two reports, or between two engines of one, in the shape of a report so that gates read it too.
+
+Where both sides have the samples of the same images, differences are paired: computed image by image, resampled together. Where
+they have not, or where a metric needs more than the samples hold (nll, brier), the two intervals are added as of independent
+samples, which is much wider; each measurement says which with ``paired``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipq.errors import ClipqError, unknown_name
+from clipq.evaluate.metrics.outcomes import Outcomes
+from clipq.evaluate.metrics.paired import disagreement, flips
+from clipq.evaluate.report.read import StoredReport
+from clipq.evaluate.report.samples import SCORE_COLUMNS, select
+from clipq.evaluate.statistics.bootstrap import Estimate
+from clipq.evaluate.statistics.classification import classification_estimates
+from clipq.evaluate.statistics.ood import ood_estimates
+
+SCHEMA = "clipq.comparison/1"
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One engine in one report."""
+
+    stored: StoredReport
+    engine: str
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Return the engine's entry of ``results``, ``ood`` or ``bench``; empty where it has none."""
+        entry: dict[str, Any] = self.stored.report[name].get(self.engine, {})
+        return entry
+
+    def rows(self, data: str, classifier: str) -> Columns | None:
+        """Return the engine's samples of one data set by image id, or None without samples of it."""
+        if self.stored.samples is None:
+            return None
+        found = select(self.stored.samples, engine=self.engine, data=data, classifier=classifier)
+        if len(found["image_id"]) == 0:
+            return None
+        order = np.argsort(found["image_id"], kind="stable")
+        return {name: column[order] for name, column in found.items()}
+
+
+def between_reports(first: StoredReport, second: StoredReport, engines: Sequence[str] = (), *, resamples: int = 2000) -> dict[str, Any]:
+    """Return every engine of the second report against the same engine of the first; empty ``engines`` means all they share.
+
+    Raises:
+        UsageError: A named engine is not in both reports.
+        ClipqError: They share no engine, or no data set.
+    """
+    shared = [engine for engine in second.report["engines"] if engine in first.report["engines"]]
+    for engine in engines:
+        if engine not in shared:
+            raise unknown_name("engine of both reports", engine, shared)
+    if not shared:
+        raise ClipqError(
+            "the two reports share no engine", found=f"{', '.join(first.report['engines'])} and {', '.join(second.report['engines'])}"
+        )
+    chosen = list(engines) or shared
+    return _comparison(str(first.path), second, [(Side(first, engine), Side(second, engine)) for engine in chosen], resamples)
+
+
+def between_engines(stored: StoredReport, baseline: str, engine: str, *, resamples: int = 2000) -> dict[str, Any]:
+    """Return one engine of a report against another.
+
+    Raises:
+        UsageError: An engine is not in the report.
+        ClipqError: They share no data set.
+    """
+    for name in (baseline, engine):
+        if name not in stored.report["engines"]:
+            raise unknown_name("engine of this report", name, stored.report["engines"])
+    return _comparison(baseline, stored, [(Side(stored, baseline), Side(stored, engine))], resamples)
+
+
+def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side, Side]], resamples: int) -> dict[str, Any]:
+    comparison: dict[str, Any] = {
+        "schema": SCHEMA,
+        "baseline": baseline,
+        "second": str(second.path),
+        "engines": {b.engine: second.report["engines"][b.engine] for _, b in sides},
+        "datasets": second.report["datasets"],
+        "bench": {b.engine: b.part("bench") for _, b in sides},
+        "results": {},
+        "ood": {},
+        "paired": {},
+    }
+    for a, b in sides:
+        shared = [data for data in b.part("results") if data in a.part("results")]
+        comparison["results"][b.engine] = {data: _results(a, b, data, resamples) for data in shared}
+        comparison["paired"][b.engine] = {data: found for data in shared if (found := _agreement(a, b, data))}
+        comparison["ood"][b.engine] = {pair: _ood(a, b, pair, resamples) for pair in b.part("ood") if pair in a.part("ood")}
+    if not any(comparison["results"].values()):
+        raise ClipqError("the two sides share no data set, so nothing can be compared")
+    return comparison
+
+
+def _results(a: Side, b: Side, data: str, resamples: int) -> dict[str, Any]:
+    first, second = a.part("results")[data], b.part("results")[data]
+    rows = _same_images(a, b, data, data)
+    paired = {} if rows is None else classification_estimates(_outcomes(rows[0]), _outcomes(rows[1]), resamples=resamples)
+    return {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}
+
+
+def _ood(a: Side, b: Side, pair: str, resamples: int) -> dict[str, Any]:
+    known, foreign = pair.split("|")
+    inside, outside = _same_images(a, b, known, known), _same_images(a, b, foreign, known)
+    found: dict[str, Any] = {}
+    for score, second in b.part("ood")[pair].items():
+        first = a.part("ood")[pair].get(score, {})
+        paired: dict[str, Estimate] = {}
+        if inside is not None and outside is not None and score in SCORE_COLUMNS:
+            scores = [(inside[side][score], outside[side][score]) for side in (0, 1)]
+            paired = ood_estimates(scores[0], scores[1], resamples=resamples)
+        found[score] = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}
+    return found
+
+
+def _agreement(a: Side, b: Side, data: str) -> dict[str, float]:
+    rows = _same_images(a, b, data, data)
+    if rows is None:
+        return {}
+    first, second = rows[0]["prediction"], rows[1]["prediction"]
+    changed = flips(rows[0]["label"], first, second)
+    return {
+        "disagreement": disagreement(first, second),
+        "flips": changed.flips,
+        "flips_pos_to_neg": changed.correct_to_wrong,
+        "flips_neg_to_pos": changed.wrong_to_correct,
+    }
+
+
+def _same_images(a: Side, b: Side, data: str, classifier: str) -> tuple[Columns, Columns] | None:
+    """Return both sides' rows of a data set in one order, or None when they are not of the same images with the same labels."""
+    first, second = a.rows(data, classifier), b.rows(data, classifier)
+    if first is None or second is None or len(first["image_id"]) != len(second["image_id"]):
+        return None
+    sha256 = {side.stored.report["datasets"][data]["sha256"] for side in (a, b)}
+    same = len(sha256) == 1 and all(bool(np.array_equal(first[name], second[name])) for name in ("image_id", "label"))
+    return (first, second) if same else None
+
+
+def _outcomes(rows: Columns) -> Outcomes:
+    return Outcomes(
+        rows["label"].astype(np.int64), rows["prediction"].astype(np.int64), rows["confidence"].astype(np.float64), rows["correct5"]
+    )
+
+
+def _entry(paired: Estimate | None, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measurement of the second side with its difference to the first; ``first`` holds the other side's value."""
+    entry = {"value": second["value"], "ci95": second["ci95"], "n": second["n"], "first": first["value"]}
+    if paired is not None and paired.delta is not None and np.isfinite(paired.delta) and paired.delta_ci95 is not None:
+        ends = list(paired.delta_ci95) if np.isfinite(paired.delta_ci95).all() else None
+        return {**entry, "delta": paired.delta, "delta_ci95": ends, "p_value": paired.p_value, "paired": True}
+    delta = None if None in (first["value"], second["value"]) else second["value"] - first["value"]
+    return {**entry, "delta": delta, "delta_ci95": _independent(delta, first, second), "p_value": None, "paired": False}
+
+
+def _independent(delta: float | None, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[float] | None:
+    """Return the interval of a difference of independent estimates: their half intervals added in quadrature."""
+    if delta is None or any(side["ci95"] is None or None in side["ci95"] for side in (first, second)):
+        return None
+    low = math.hypot(second["value"] - second["ci95"][0], first["ci95"][1] - first["value"])
+    high = math.hypot(second["ci95"][1] - second["value"], first["value"] - first["ci95"][0])
+    return [delta - low, delta + high]
