@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import PurePosixPath
@@ -106,9 +107,10 @@ def _tower_files(bundle: Bundle, name: str) -> dict[str, str]:
 
 
 def _layers(bundle: Bundle, engine_id: str) -> dict[str, int]:
-    """Return precision -> number of nodes as export counted them, where it did."""
+    """Return precision -> number of layers in the quantized towers, as export counted them; empty where nothing is quantized."""
     name = f"engines/{engine_id}/engine.json"
-    if name not in bundle.manifest.files:
-        return {}
-    layers: dict[str, int] = json.loads(bundle.file(name).read_text()).get("layers", {})
-    return layers
+    layers: Counter[str] = Counter()
+    if name in bundle.manifest.files:
+        for facts in json.loads(bundle.file(name).read_text()).get("quantization", {}).values():
+            layers.update({precision: sum(counts.values()) for precision, counts in facts.get("counts", {}).items()})
+    return dict(layers)

@@ -117,6 +117,8 @@ def _double(graph: onnx.ModelProto) -> None:
 
 def _other_size(graph: onnx.ModelProto) -> None:
     graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = SIZE * 2
+    matrix = np.tile(numpy_helper.to_array(graph.graph.initializer[0]), (2, 1))
+    graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(matrix, "matrix"))
 
 
 @pytest.mark.parametrize("change", [_rename_output, _half_width, _double, _other_size])

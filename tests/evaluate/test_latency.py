@@ -1,0 +1,89 @@
+"""Latency: engines interleaved, percentiles only with enough calls, memory of a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_bundle import make_toy_bundle
+
+from clipq.errors import EngineError, UsageError
+from clipq.evaluate.latency import CALLS_PER_TURN, WARM_UP, bench, bench_bundle, footprint, interleaved, summarise
+
+
+class _Logged:
+    """Not an engine, only something that is called like one."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def run(self, _tower: str, _pixels: object) -> None:
+        self.log.append(self.name)
+
+
+def test_engines_take_turns() -> None:
+    """After warm-up, each turn is one uncounted call and the counted ones, engine after engine, equally many each."""
+    log: list[str] = []
+    engines: dict[str, Any] = {name: _Logged(name, log) for name in "abc"}
+    samples = interleaved(engines, np.zeros((1, 3, 2, 2), np.float32), seconds=0.0)
+    turn = 1 + CALLS_PER_TURN
+    assert log == [name for name in "abc" for _ in range(WARM_UP)] + [name for name in "abc" for _ in range(turn)]
+    assert {name: len(taken) for name, taken in samples.items()} == dict.fromkeys("abc", CALLS_PER_TURN)
+
+
+@pytest.mark.parametrize(
+    ("n", "p90", "p99"), [(4, False, False), (28, False, False), (29, True, False), (298, True, False), (299, True, True)]
+)
+def test_percentiles_need_samples_above_them(n: int, *, p90: bool, p99: bool) -> None:
+    """A percentile that is given lies below the slowest call with 95 % confidence; what is left out says why."""
+    made = summarise([0.01 * (i + 1) for i in range(n)], batch_size=2)
+    assert (made["p90_s"] is not None, made["p99_s"] is not None) == (p90, p99)
+    assert set(made["missing"]) == {name for name in ("p90_s", "p99_s") if made[name] is None}
+    assert made["p50_s"] == pytest.approx(0.01 * (n + 1) / 2)
+    assert made["images_per_s"] == pytest.approx(2 * n / (0.01 * n * (n + 1) / 2))
+    assert len(made["samples_s"]) == made["n"] == n
+
+
+def test_bench_measures_every_engine(tmp_path: Path) -> None:
+    """Both batches, with threads stated; size from the manifest; load time and memory from a fresh process."""
+    bundle = make_toy_bundle(tmp_path)
+    made = bench(bundle, ["ort-fp32", "ort-int8-static"], threads=1, seconds=0.01)
+    assert set(made) == {"ort-fp32", "ort-int8-static"}
+    for scenarios in made.values():
+        assert set(scenarios) == {"image-b1", "image-b32", "artefact"}
+        assert scenarios["image-b32"]["batch"] == 32
+        assert scenarios["image-b1"]["threads"] == 1
+        assert scenarios["image-b1"]["p50_s"] > 0
+        assert scenarios["artefact"]["load_s"] > 0
+        assert 20e6 < scenarios["artefact"]["peak_rss_bytes"] < 2e9
+    files = ("towers/image.fp32.onnx", "towers/text.fp32.onnx")
+    assert made["ort-fp32"]["artefact"]["size_bytes"] == sum((tmp_path / name).stat().st_size for name in files)
+
+
+def test_memory_is_that_of_the_engine_alone(tmp_path: Path) -> None:
+    """A parent that holds much memory does not show in the figure."""
+    bundle = make_toy_bundle(tmp_path)
+    small = footprint(bundle, "ort-fp32", 1)["peak_rss_bytes"]
+    ballast = np.ones(60_000_000)
+    large = footprint(bundle, "ort-fp32", 1)["peak_rss_bytes"]
+    assert ballast.nbytes > 4e8
+    assert large < small + 1e8
+
+
+def test_a_failing_engine_is_one_line(tmp_path: Path) -> None:
+    """The process's own line is handed on."""
+    bundle = make_toy_bundle(tmp_path)
+    (tmp_path / "towers/image.fp32.onnx").write_bytes(b"x")
+    with pytest.raises(EngineError, match="not the file the manifest names"):
+        footprint(bundle, "ort-fp32", 1)
+
+
+def test_numbers_that_make_no_sense_are_usage_errors(tmp_path: Path) -> None:
+    """Zero threads or seconds measure nothing."""
+    bundle = make_toy_bundle(tmp_path)
+    with pytest.raises(UsageError, match="too small"):
+        bench_bundle(bundle, (), threads=0, seconds=1)
+    with pytest.raises(UsageError, match="too small"):
+        bench_bundle(bundle, (), threads=None, seconds=0)
