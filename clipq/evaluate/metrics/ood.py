@@ -2,7 +2,8 @@
 
 Softmax models (CLIP): every function applies, with logits = logit_scale * cosine.
 Sigmoid models (SigLIP): ``mcm``, ``maxlogit`` and ``energy`` apply as they are (a bias moves every score alike, so no AUROC changes);
-``msp`` becomes ``max_sigmoid``, which ranks exactly as ``maxlogit`` does; ``entropy`` is taken of ``normalised_sigmoid``.
+``msp`` becomes ``max_sigmoid``, which ranks exactly as ``maxlogit`` does; entropy is ``entropy_from_probabilities`` of
+``normalised_sigmoid(logits)``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import entr
 
-from clipq.evaluate.metrics.arrays import Array, Float64, as_matrix, blocks
+from clipq.evaluate.metrics.arrays import Array, Float64, as_matrix, as_probabilities, blocks
 from clipq.evaluate.metrics.probabilities import log_sigmoid
 
 
@@ -77,6 +79,24 @@ def entropy(logits: Array) -> Float64:
     [0.6931, 0.0]
     """
     return _blockwise(logits, "logits", _entropy)
+
+
+def msp_from_probabilities(probabilities: Array) -> Float64:
+    """Return minus the highest probability: ``msp`` of stored probabilities.
+
+    >>> msp_from_probabilities(np.array([[0.25, 0.75]])).tolist()
+    [-0.75]
+    """
+    return np.asarray(-as_probabilities(probabilities).max(axis=1), dtype=np.float64)
+
+
+def entropy_from_probabilities(probabilities: Array) -> Float64:
+    """Return the entropy in nats of stored probabilities; a probability of 0 adds nothing.
+
+    >>> entropy_from_probabilities(np.array([[0.0, 1.0], [0.5, 0.5]])).round(4).tolist()
+    [0.0, 0.6931]
+    """
+    return _blockwise(as_probabilities(probabilities), "probabilities", lambda block: entr(block).sum(axis=1))
 
 
 def _blockwise(values: Array, name: str, score: Callable[[Float64], Float64]) -> Float64:

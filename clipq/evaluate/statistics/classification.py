@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+
 import numpy as np
 
 from clipq.evaluate.metrics import calibration, selective
@@ -11,6 +13,8 @@ from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate, Resampled, collected, compare, resample_counts
 from clipq.evaluate.statistics.weighted import ClassRecall, ConfidenceOrder, WidthBins
 from clipq.files import sha256_bytes
+
+Statistic = Callable[[Int64], dict[str, float]]
 
 PER_SAMPLE = ("acc1", "acc5", "nll", "brier")
 CALIBRATION = {
@@ -40,18 +44,23 @@ def classification_estimates(
     return compare(resampled, resample_classification(engine, resamples=resamples, seed=seed))
 
 
-def resample_classification(outcomes: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+def resample_classification(
+    outcomes: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0, metrics: Collection[str] | None = None
+) -> Resampled:
     """Return one engine's metrics on the full sample and on every resample.
 
     Args:
         outcomes: The engine's outcomes.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples; the same for all engines that will be compared.
+        metrics: METRIC keys to resample; None for all. The values of the others are there all the same.
     """
     values = classification_values(outcomes)
-    plan = _Plan(outcomes)
-    draws = collected(plan.metrics(counts) for counts in resample_counts(len(outcomes), resamples, seed))
-    draws = {name: column for name, column in draws.items() if np.isfinite(values.get(name, np.inf))}
+    wanted = {name for name, value in values.items() if np.isfinite(value)} & set(values if metrics is None else metrics)
+    statistics = [statistic for names, statistic in _statistics(outcomes).items() if wanted.intersection(names)]
+    counts = resample_counts(len(outcomes), resamples, seed)
+    rows = [{name: value for part in statistics for name, value in part(drawn).items()} for drawn in counts]
+    draws = {name: column for name, column in collected(rows).items() if name in wanted}
     flags = {name: column for name, column in (("acc1", outcomes.correct), ("acc5", outcomes.in_top5)) if column is not None}
     return Resampled(values, draws, len(outcomes), (sha256_bytes(outcomes.labels.tobytes())[:12], resamples, seed), flags)
 
@@ -75,29 +84,36 @@ def classification_values(outcomes: Outcomes) -> dict[str, float]:
     return values
 
 
-class _Plan:
-    """What is sorted once per engine and then used for every resample."""
+def _statistics(outcomes: Outcomes) -> dict[tuple[str, ...], Statistic]:
+    """Return METRIC keys -> what computes them from the counts of one resample; all sorting happens here, once."""
+    correct, tempered = outcomes.correct, outcomes.tempered_confidence
+    width = WidthBins(outcomes.confidence, correct)
+    statistics: dict[tuple[str, ...], Statistic] = {
+        ("mean_per_class_recall",): _single("mean_per_class_recall", ClassRecall(outcomes.labels, correct).mean),
+        ("ece15",): _single("ece15", width.ece),
+        ("mce",): _single("mce", width.mce),
+        ("ece_em15", "ece_debiased", "aurc", "eaurc"): ConfidenceOrder(outcomes.confidence, correct).metrics,
+    }
+    if tempered is not None:
+        statistics["ece15_after_temperature",] = _single("ece15_after_temperature", WidthBins(tempered, correct).ece)
+    columns = {name: column for name, column in _per_sample(outcomes).items() if np.isfinite(column).all()}
+    columns["signed_gap"] = outcomes.confidence - correct
+    statistics[tuple(columns)] = _means(columns)
+    return statistics
 
-    def __init__(self, outcomes: Outcomes) -> None:
-        correct, tempered = outcomes.correct, outcomes.tempered_confidence
-        columns = {name: column for name, column in _per_sample(outcomes).items() if np.isfinite(column).all()}
-        columns["signed_gap"] = outcomes.confidence - correct
-        self._names, self._columns = tuple(columns), np.stack([column.astype(np.float64) for column in columns.values()])
-        self._recall = ClassRecall(outcomes.labels, correct)
-        self._width = WidthBins(outcomes.confidence, correct)
-        self._tempered = None if tempered is None else WidthBins(tempered, correct)
-        self._order = ConfidenceOrder(outcomes.confidence, correct)
 
-    def metrics(self, counts: Int64) -> dict[str, float]:
-        """Return METRIC key -> value for one resample."""
+def _single(name: str, function: Callable[[Int64], float]) -> Statistic:
+    return lambda counts: {name: function(counts)}
+
+
+def _means(columns: Mapping[str, Array]) -> Statistic:
+    names, matrix = tuple(columns), np.stack([column.astype(np.float64) for column in columns.values()])
+
+    def means(counts: Int64) -> dict[str, float]:
         # einsum, not @: threads of a BLAS, beside other work, have made this product a hundred times slower
-        means = np.einsum("mj,j->m", self._columns, counts) / len(counts)
-        values = dict(zip(self._names, means.tolist(), strict=True))
-        values["mean_per_class_recall"] = self._recall.mean(counts)
-        values["ece15"], values["mce"] = self._width.ece_and_mce(counts)
-        if self._tempered is not None:
-            values["ece15_after_temperature"], _ = self._tempered.ece_and_mce(counts)
-        return values | self._order.metrics(counts)
+        return dict(zip(names, (np.einsum("mj,j->m", matrix, counts) / len(counts)).tolist(), strict=True))
+
+    return means
 
 
 def _per_sample(outcomes: Outcomes) -> dict[str, Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import numpy as np
 
 from clipq.evaluate.metrics import detection
@@ -35,7 +37,9 @@ def ood_estimates(
     return compare(resampled, resample_ood(*engine, resamples=resamples, seed=seed))
 
 
-def resample_ood(id_scores: Array, ood_scores: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+def resample_ood(
+    id_scores: Array, ood_scores: Array, *, resamples: int = RESAMPLES, seed: int = 0, metrics: Collection[str] | None = None
+) -> Resampled:
     """Return the detection metrics of one score on the full samples and on every resample; make it once per engine and score.
 
     Args:
@@ -43,10 +47,11 @@ def resample_ood(id_scores: Array, ood_scores: Array, *, resamples: int = RESAMP
         ood_scores: ``(n_ood,)``.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples; the same for all engines that will be compared.
+        metrics: METRIC keys to resample; None for all. The values of the others are there all the same.
     """
     inside, outside = as_vector(id_scores, "ID scores"), as_vector(ood_scores, "OOD scores")
     values = {name: metric(inside, outside) for name, metric in METRICS.items()}
-    plan = _Plan(inside, outside)
+    plan = _Plan(inside, outside, frozenset(METRICS if metrics is None else metrics))
     inside_counts = resample_counts(len(inside), resamples, seed, stream=0)
     outside_counts = resample_counts(len(outside), resamples, seed, stream=1)
     draws = collected(plan.metrics(*counts) for counts in zip(inside_counts, outside_counts, strict=True))
@@ -56,7 +61,8 @@ def resample_ood(id_scores: Array, ood_scores: Array, *, resamples: int = RESAMP
 class _Plan:
     """Where the sorted scores of each side stand among those of the other, found once and used for every resample."""
 
-    def __init__(self, inside: Float64, outside: Float64) -> None:
+    def __init__(self, inside: Float64, outside: Float64, wanted: Collection[str]) -> None:
+        self._wanted = wanted
         self._id_order, self._ood_order = np.argsort(inside, kind="stable"), np.argsort(outside, kind="stable")
         inside, outside = inside[self._id_order], outside[self._ood_order]
         self._id_below, self._id_up_to = _positions(inside, outside)
@@ -72,13 +78,14 @@ class _Plan:
         id_below = id_sum[self._id_below]
         id_cut = np.searchsorted(id_sum, detection.count_95(n_id)) - 1  # the score at which 95 % of ID are accepted
         ood_cut = np.searchsorted(ood_sum, n_ood - detection.count_95(n_ood), side="right") - 1
-        return {
-            "auroc": int((outside * (id_below + id_sum[self._id_up_to])).sum()) / (2.0 * n_id * n_ood),
-            "aupr_in": _mean_precision(inside, id_sum[self._own_id_up_to], ood_sum[self._ood_up_to]),
-            "aupr_out": _mean_precision(outside, n_ood - ood_sum[self._own_ood_below], n_id - id_below),
-            "fpr95_id_pos": float(ood_sum[self._ood_up_to[id_cut]] / n_ood),
-            "fpr95_ood_pos": float(1.0 - id_sum[self._id_below[ood_cut]] / n_id),
+        table: dict[str, Callable[[], float]] = {
+            "auroc": lambda: int((outside * (id_below + id_sum[self._id_up_to])).sum()) / (2.0 * n_id * n_ood),
+            "aupr_in": lambda: _mean_precision(inside, id_sum[self._own_id_up_to], ood_sum[self._ood_up_to]),
+            "aupr_out": lambda: _mean_precision(outside, n_ood - ood_sum[self._own_ood_below], n_id - id_below),
+            "fpr95_id_pos": lambda: float(ood_sum[self._ood_up_to[id_cut]] / n_ood),
+            "fpr95_ood_pos": lambda: float(1.0 - id_sum[self._id_below[ood_cut]] / n_id),
         }
+        return {name: compute() for name, compute in table.items() if name in self._wanted}
 
 
 def _positions(ordered: Float64, values: Float64) -> tuple[Int64, Int64]:

@@ -19,12 +19,18 @@ class WidthBins:
     def __init__(self, confidence: Float64, correct: Bool) -> None:
         self._bins, self._gap = bin_index(confidence), correct - confidence
 
-    def ece_and_mce(self, counts: Int64) -> tuple[float, float]:
-        """Return the expected and the maximum calibration error."""
-        gaps = np.abs(np.bincount(self._bins, weights=counts * self._gap, minlength=BINS))
+    def ece(self, counts: Int64) -> float:
+        """Return the expected calibration error."""
+        return float(np.abs(self._gaps(counts)).sum() / len(counts))
+
+    def mce(self, counts: Int64) -> float:
+        """Return the maximum calibration error."""
         mass = np.bincount(self._bins, weights=counts, minlength=BINS)
         filled = mass > 0
-        return float(gaps.sum() / len(counts)), float((gaps[filled] / mass[filled]).max())
+        return float(np.abs(self._gaps(counts)[filled] / mass[filled]).max())
+
+    def _gaps(self, counts: Int64) -> Float64:
+        return np.asarray(np.bincount(self._bins, weights=counts * self._gap, minlength=BINS), dtype=np.float64)
 
 
 class ClassRecall:
@@ -87,7 +93,8 @@ class ConfidenceOrder:
         table = self._harmonic[above]
         gained = table[:-1] - table[1:]  # sum of 1/k over the ranks k of the block
         share = errors / np.maximum(block, 1)
-        return float((errors_above[1:] * gained + share * (block - above[1:] * gained)).sum() / self._n)
+        # Over a block, sum of (errors_above + share * (k - above)) / k = gained * (errors_above - share * above) + errors.
+        return float((np.einsum("i,i->", gained, errors_above[1:] - share * above[1:]) + errors.sum()) / self._n)
 
     def _optimal_aurc(self, right: int) -> float:
         errors = self._n - right
