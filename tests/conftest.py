@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,10 @@ def write_checkpoint(folder: Path, kind: str, *, seed: int = 0) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    state = {
+        name: torch.nan_to_num(tensor).contiguous() for name, tensor in model.state_dict().items()
+    }  # CoCa's decoder is not initialised
+    save_file(state, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder.resolve()}"
 
 
@@ -76,3 +79,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[kind]
 
     return make
+
+
+@pytest.fixture
+def tiny_architecture(tmp_path: Path) -> Iterator[str]:
+    """Teach open_clip a tiny architecture by name and return the name, for ids such as ``NAME:random``."""
+    from clipq.engines.torch.compat import import_open_clip
+
+    factory = import_open_clip().factory
+    paths, known = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
+    (tmp_path / "tiny-vit.json").write_text(json.dumps(_CONFIGS["vit"]))
+    factory.add_model_config(tmp_path / "tiny-vit.json")
+    yield "tiny-vit"
+    factory._MODEL_CONFIG_PATHS[:] = paths
+    factory._MODEL_CONFIGS = known

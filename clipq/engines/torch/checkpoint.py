@@ -165,9 +165,9 @@ def _create(open_clip: ModuleType, name: str, options: Mapping[str, Any]) -> Any
     random = options.get("pretrained", "") is None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides the tensors of a random model only
-        model = open_clip.create_model(
-            name, precision="fp32", device="cpu", require_pretrained=not random, pretrained_text=False, **options
-        )
+        model = open_clip.create_model(name, precision="fp32", require_pretrained=not random, pretrained_text=False, **options)
+    if hasattr(model, "text_decoder"):
+        del model.text_decoder  # CoCa writes captions with it; it takes no part in scoring
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -178,7 +178,7 @@ def _library_call(model_id: str, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # open_clip, timm, safetensors and the hub share no base class
         fix = "Check the network, or download the model and use local-dir:PATH." if _needs_hub(error) else None
-        raise ExportError(f"cannot load {model_id}", found=f"{type(error).__name__}: {str(error)[:400]}", fix=fix) from error
+        raise ExportError(f"cannot load {model_id}", found=f"{type(error).__name__}: {str(error)[:400].rstrip('.')}", fix=fix) from error
 
 
 def _needs_hub(error: BaseException | None) -> bool:
