@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
-    from clipq.evaluate.difference import between_engines, between_reports
+    from clipq.evaluate.difference import between_engines, between_reports, of_one_report
     from clipq.evaluate.report.read import read_report
 
     if len(paths) > 2:
@@ -66,13 +66,13 @@ def _compare(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
         raise UsageError(
             "--engines with one report needs two engines", found=", ".join(engines), fix="Write --engines ort-fp32,ort-int8-static."
         )
-    return between_engines(stored, *engines) if engines else dict(stored.report)
+    return between_engines(stored, *engines) if engines else of_one_report(stored)
 
 
 def _end_on_failure(gates: list[dict[str, Any]], *, require_proof: bool) -> None:
     bad = [gate for gate in gates if gate["outcome"] == "fail" or (require_proof and gate["outcome"] == "unproven")]
     if bad:
-        shown = "; ".join(f"{gate['engine']}: {gate['rule']}: {gate['why']}" for gate in bad[:3])
+        shown = "; ".join(f"{gate['engine']}: {gate['why']} ({gate['rule']})" for gate in bad[:3])
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise GateFailedError(f"{len(bad)} of {len(gates)} gates failed: {shown}{more}")
 
@@ -93,8 +93,8 @@ def summary(comparison: dict[str, Any]) -> str:
                     (OOD_METRICS[key].named(f"{name} {OOD_METRICS[key].label}"), metrics[key]) for key in ("auroc",) if key in metrics
                 ]
             lines += _block(f"{engine} on {pair.replace('|', ' against ')}", found)
-    lines += [f"{gate['outcome']}: {gate['engine']}: {gate['rule']}: {gate['why']}" for gate in comparison["gates"]]
-    return "\n".join(lines)
+    gates = [f"{gate['outcome']}: {gate['engine']}: {gate['why']} ({gate['rule']})" for gate in comparison["gates"]]
+    return "\n".join([*lines, "", *gates] if gates else lines)
 
 
 def _block(title: str, entries: list[tuple[Any, dict[str, Any]]]) -> list[str]:

@@ -80,7 +80,17 @@ def between_engines(stored: StoredReport, baseline: str, engine: str, *, resampl
     for name in (baseline, engine):
         if name not in stored.report["engines"]:
             raise unknown_name("engine of this report", name, stored.report["engines"])
+    if baseline == stored.report["baseline"]:
+        return of_one_report(stored, [engine])
     return _comparison(baseline, stored, [(Side(stored, baseline), Side(stored, engine))], resamples)
+
+
+def of_one_report(stored: StoredReport, engines: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report's own differences to its baseline, of the given engines or of all but the baseline."""
+    report = stored.report
+    chosen = engines or [engine for engine in report["engines"] if engine != report["baseline"]]
+    parts = {part: {e: report[part][e] for e in chosen if e in report[part]} for part in ("engines", "results", "ood", "paired", "bench")}
+    return {"schema": SCHEMA, "baseline": report["baseline"], "second": str(stored.path), "datasets": report["datasets"], **parts}
 
 
 def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side, Side]], resamples: int) -> dict[str, Any]:

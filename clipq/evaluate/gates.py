@@ -17,7 +17,7 @@ Outcome = Literal["pass", "fail", "unproven"]
 Interval = tuple[float, float]
 
 _RULE = re.compile(
-    r"^\s*(?:(?P<engine>[^\s:<>=]+):)?(?P<path>[\w.-]+?)\s*(?P<op><=|>=|<|>)\s*(?P<limit>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
+    r"^\s*(?:(?P<engine>[^\s:<>=]+):\s*)?(?P<path>[\w.-]+?)\s*(?P<op><=|>=|<|>)\s*(?P<limit>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
 )
 _SYNTAX = "[ENGINE:][SCORE.]METRIC.FIELD OP NUMBER, e.g. acc1.delta_pp<-1.0"
 _MEASURED_FIELDS = ("value", "value_pp", "delta", "delta_pp")

@@ -43,8 +43,8 @@ def rows(engine: str, data: str, classifier: str, embeddings: np.ndarray, labels
     top5 = np.argsort(-logits, axis=1)[:, :5]
     n = len(labels)
     return {
-        "engine": np.full(n, engine, dtype=object), "data": np.full(n, data, dtype=object), "classifier": np.full(n, classifier, dtype=object),
-        "role": np.full(n, "id" if data == classifier else "ood", dtype=object),
+        "engine": np.full(n, engine, dtype=object), "data": np.full(n, data, dtype=object),
+        "classifier": np.full(n, classifier, dtype=object), "role": np.full(n, "id" if data == classifier else "ood", dtype=object),
         "image_id": np.array([f"{data.rpartition('-')[2]}/{i:06d}.ppm" for i in range(n)], dtype=object),
         "label": labels, "prediction": logits.argmax(axis=1), "confidence": p.max(axis=1),
         "correct5": (top5 == labels[:, None]).any(axis=1),
@@ -190,20 +190,32 @@ def _report(n: int, resamples: int, results: Any, ood: Any, paired: Any, *, rand
     runtime = {e: "torch" if e.startswith("torch") else "onnxruntime" for e in ENGINES}
     return {
         "schema": "clipq.report/1", "baseline": "torch-fp32",
-        "provenance": {
-            "created": "2026-11-25T14:03:11+00:00", "clipq": "0.1.0", "commit": "3f1c0de", "dirty": False, "seed": 0, "resamples": resamples,
-            "model": {"id": "demo:over", "state_sha256": "ab" * 32, "embed_dim": DIM, "logit_scale": SCALE, "logit_bias": None, "random_weights": random_weights},
-            "recipe_sha256": "cd" * 32, "versions": {"python": "3.11.9", "onnxruntime": "1.32.0", "torch": "2.13.0"},
-            "device": {"system": "Linux x86_64", "processor": "Example CPU with AVX512-VNNI", "cores": 2, "memory_bytes": 24_000_000_000},
-        },
-        "engines": {
-            e: {"sha256": {f"engines/{e}/image.onnx": "ef" * 32}, "runtime": runtime[e], "provider": "CPUExecutionProvider" if runtime[e] != "torch" else "cpu",
-                "precision": "int8" if "int8" in e else "fp32", "size_bytes": SIZES[e], "layers": {"int8": 24, "fp32": 61} if "int8" in e else {"fp32": 85}}
-            for e in ENGINES
-        },
-        "datasets": {
-            data: {"n": n, "classes": 0 if data in OOD else CLASSES, "sha256": "12" * 32, "skipped": [{"id": "bad/000007.ppm", "reason": "truncated"}] if data == ID else []}
-            for data in (ID, *ROBUST, *OOD)
-        },
+        "provenance": _provenance(resamples, random_weights=random_weights),
+        "engines": {e: _engine(e, runtime[e]) for e in ENGINES},
+        "datasets": {data: _dataset(data, n) for data in (ID, *ROBUST, *OOD)},
         "results": results, "ood": ood, "paired": paired, "bench": bench(), "gates": [], "verdict": {},
     }  # fmt: skip
+
+
+def _provenance(resamples: int, *, random_weights: bool) -> dict[str, Any]:
+    model = {"id": "demo:over", "state_sha256": "ab" * 32, "embed_dim": DIM, "logit_scale": SCALE, "logit_bias": None}
+    return {
+        "created": "2026-11-25T14:03:11+00:00", "clipq": "0.1.0", "commit": "3f1c0de", "dirty": False, "seed": 0, "resamples": resamples,
+        "model": {**model, "random_weights": random_weights}, "recipe_sha256": "cd" * 32,
+        "versions": {"python": "3.11.9", "onnxruntime": "1.32.0", "torch": "2.13.0"},
+        "device": {"system": "Linux x86_64", "processor": "Example CPU with AVX512-VNNI", "cores": 2, "memory_bytes": 24_000_000_000},
+    }  # fmt: skip
+
+
+def _engine(engine: str, runtime: str) -> dict[str, Any]:
+    return {
+        "sha256": {f"engines/{engine}/image.onnx": "ef" * 32}, "runtime": runtime,
+        "provider": "cpu" if runtime == "torch" else "CPUExecutionProvider",
+        "precision": "int8" if "int8" in engine else "fp32", "size_bytes": SIZES[engine],
+        "layers": {"int8": 24, "fp32": 61} if "int8" in engine else {"fp32": 85},
+    }  # fmt: skip
+
+
+def _dataset(data: str, n: int) -> dict[str, Any]:
+    skipped = [{"id": "bad/000007.ppm", "reason": "truncated"}] if data == ID else []
+    return {"n": n, "classes": 0 if data in OOD else CLASSES, "sha256": "12" * 32, "skipped": skipped}

@@ -1,0 +1,166 @@
+"""clipq compare: differences, gates, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from report_example import ID, OOD, make_example
+
+from clipq.cli.main import main
+from clipq.evaluate.verdict import judge
+
+FIRST, SECOND = "first", "second"
+PAIR = f"{ID}|{OOD[0]}"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Two folders: the example, and one of the same images in which dynamic INT8 stands under the name of static INT8."""
+    from clipq.evaluate.report.samples import write_samples
+
+    report, samples = make_example(n=600, resamples=60)
+    report = {**report, "results": {engine: {ID: data[ID]} for engine, data in report["results"].items()}}
+    report["ood"] = {engine: {PAIR: {"mcm": pairs[PAIR]["mcm"]}} for engine, pairs in report["ood"].items()}
+    gates, verdict = judge(report)
+    report = {**report, "gates": gates, "verdict": verdict}
+    folder = tmp_path_factory.mktemp("reports")
+    renamed = {"ort-int8-static": "gone", "ort-int8-dynamic": "ort-int8-static"}
+    swapped = json.loads(json.dumps(report))
+    for part in ("engines", "results", "ood", "paired", "bench", "verdict"):
+        swapped[part] = {renamed.get(engine, engine): value for engine, value in swapped[part].items()}
+    engines = [renamed.get(engine, engine) for engine in samples["engine"]]
+    for name, value, table in ((FIRST, report, samples), (SECOND, swapped, {**samples, "engine": np.array(engines, dtype=object)})):
+        (folder / name).mkdir()
+        (folder / name / "report.json").write_text(json.dumps(value))
+        write_samples(table, folder / name / "samples.parquet")
+    return folder
+
+
+def call(capsys, *arguments):
+    """Run the command; return exit code, stdout and stderr."""
+    code = main(["compare", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def delta(comparison, engine="ort-int8-static", metric="acc1"):
+    """One measurement of a comparison."""
+    return comparison["results"][engine][ID][metric]
+
+
+def test_two_reports_are_compared_image_by_image(reports, capsys):
+    """Both reports hold the same images, so the difference is paired and is that of the values."""
+    code, out, _ = call(capsys, reports / FIRST, reports / SECOND / "report.json", "--engines", "ort-int8-static", "--json", "-")
+    found = delta(json.loads(out))
+    report, _ = make_example(n=600, resamples=60)
+    expected = report["results"]["ort-int8-dynamic"][ID]["acc1"]["value"] - report["results"]["ort-int8-static"][ID]["acc1"]["value"]
+    assert code == 0
+    assert found["paired"] is True
+    assert found["delta"] == pytest.approx(expected)
+    assert found["delta_ci95"][0] <= expected <= found["delta_ci95"][1]
+    assert delta(json.loads(out), metric="nll")["paired"] is False
+
+
+def test_without_samples_intervals_are_wider_and_said_to_be_unpaired(reports, capsys, tmp_path):
+    """Where the images cannot be matched the intervals are added, and the table says so."""
+    shutil.copy(reports / SECOND / "report.json", tmp_path)
+    options = ["--engines", "ort-int8-static", "--json", "-"]
+    paired = delta(json.loads(call(capsys, reports / FIRST, reports / SECOND, *options)[1]))
+    unpaired = delta(json.loads(call(capsys, reports / FIRST, tmp_path, *options)[1]))
+    assert unpaired["paired"] is False
+    assert unpaired["delta"] == pytest.approx(paired["delta"])
+    assert unpaired["delta_ci95"][1] - unpaired["delta_ci95"][0] > 1.5 * (paired["delta_ci95"][1] - paired["delta_ci95"][0])
+    assert "unpaired" in call(capsys, reports / FIRST, tmp_path, "--engines", "ort-int8-static")[1]
+
+
+def test_other_images_are_not_paired(reports, capsys, tmp_path):
+    """Samples of another draw of the data are not matched by accident."""
+    shutil.copytree(reports / SECOND, tmp_path / "b")
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    report["datasets"][ID]["sha256"] = "34" * 32
+    (tmp_path / "b" / "report.json").write_text(json.dumps(report))
+    found = json.loads(call(capsys, reports / FIRST, tmp_path / "b", "--engines", "ort-int8-static", "--json", "-")[1])
+    assert delta(found)["paired"] is False
+
+
+def test_report_against_itself_shows_no_difference(reports, capsys):
+    """The same report twice: every paired delta is exactly zero."""
+    _, out, _ = call(capsys, reports / FIRST, reports / FIRST, "--engines", "ort-fp32", "--json", "-")
+    comparison = json.loads(out)
+    assert delta(comparison, "ort-fp32")["delta"] == 0
+    assert comparison["ood"]["ort-fp32"][PAIR]["mcm"]["auroc"]["paired"] is True
+    assert comparison["paired"]["ort-fp32"][ID]["disagreement"] == 0
+
+
+def test_two_engines_of_one_report(reports, capsys):
+    """Neither needs to be the baseline; against the baseline the report's own figures stand."""
+    _, out, _ = call(capsys, reports / FIRST, "--engines", "ort-int8-static,ort-int8-dynamic", "--json", "-")
+    comparison = json.loads(out)
+    assert (comparison["baseline"], list(comparison["engines"])) == ("ort-int8-static", ["ort-int8-dynamic"])
+    assert delta(comparison, "ort-int8-dynamic")["paired"] is True
+    _, out, _ = call(capsys, reports / FIRST, "--engines", "torch-fp32,ort-int8-dynamic", "--json", "-")
+    report, _ = make_example(n=600, resamples=60)
+    assert delta(json.loads(out), "ort-int8-dynamic") == report["results"]["ort-int8-dynamic"][ID]["acc1"]
+
+
+def test_failing_gate_is_exit_code_3(reports, capsys, tmp_path):
+    """A gate that fails ends with 3, one line on stderr, and the JSON already written."""
+    target = tmp_path / "out.json"
+    code, out, err = call(capsys, reports / FIRST, "--fail-on", "ort-int8-dynamic:acc1.delta_pp<-0.1", "--json", target)
+    assert code == 3
+    assert err.startswith("clipq: ")
+    assert err.count("\n") == 1
+    assert "acc1.delta_pp<-0.1" in err
+    assert "fail: ort-int8-dynamic" in out
+    assert any(gate["outcome"] == "fail" for gate in json.loads(target.read_text())["gates"])
+
+
+def test_passing_gate_is_exit_code_0(reports, capsys):
+    """A generous gate passes; without gates nothing is judged."""
+    code, out, _ = call(capsys, reports / FIRST, "--fail-on", "acc1.delta_pp<-50")
+    assert code == 0
+    assert "pass: ort-fp32" in out
+    assert "pass:" not in call(capsys, reports / FIRST)[1]
+
+
+def test_proof_can_be_required(reports, capsys):
+    """What 600 images cannot show passes by default and fails with --require-proof."""
+    rule = ["--fail-on", "ort-fp32:acc1.delta_pp<-0.1"]
+    assert call(capsys, reports / FIRST, *rule)[0] == 0
+    code, _, err = call(capsys, reports / FIRST, *rule, "--require-proof")
+    assert code == 3
+    assert "the sample cannot show it" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([FIRST, SECOND, "--engines", "ort-int8-statik"], 2, "Did you mean 'ort-int8-static'?"),
+        ([FIRST, "--engines", "ort-fp32"], 2, "needs two engines"),
+        ([FIRST, "--engines", "ort-fp32,nope"], 2, "unknown engine of this report 'nope'"),
+        ([FIRST, FIRST, FIRST], 2, "too many reports"),
+        ([FIRST, "--fail-on", "ac1.delta<0"], 2, "Did you mean 'acc1'?"),
+        (["nowhere"], 2, "no report at"),
+        ([], 2, "the following arguments are required"),
+    ],
+)
+def test_wrong_calls_are_one_line(reports, capsys, monkeypatch, arguments, code, message):
+    """Wrong names and numbers of arguments are usage errors that say what to do."""
+    monkeypatch.chdir(reports)
+    found, out, err = call(capsys, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_nothing_in_common_is_an_error(reports, capsys, tmp_path):
+    """Two reports without a shared data set cannot be compared."""
+    report = json.loads((reports / FIRST / "report.json").read_text())
+    report["results"] = {engine: {"other": next(iter(data.values()))} for engine, data in report["results"].items()}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    code, _, err = call(capsys, reports / FIRST, tmp_path)
+    assert code == 1
+    assert "share no data set" in err

@@ -1,0 +1,320 @@
+"""report.json, samples.parquet, report.md and report.html: complete, true to the samples, readable, safe."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_example import ENGINES, ID, OOD, auroc, ece15, make_example
+
+from clipq.errors import ClipqError, DataError, MissingRuntimeError, UsageError
+from clipq.evaluate.report import names, svg, tables, view
+from clipq.evaluate.report.format import difference, interval, p_value, quantity
+from clipq.evaluate.report.html import render_html
+from clipq.evaluate.report.markdown import render_markdown
+from clipq.evaluate.report.read import read_report
+from clipq.evaluate.report.samples import read_samples, select, write_samples
+from clipq.evaluate.report.write import require_report_libraries, write_report
+from clipq.evaluate.verdict import judge
+
+SCHEMA = json.loads((files("clipq.evaluate.report") / "report.schema.json").read_text())
+
+
+def judged(**options):
+    """The example with gates and verdict, and its samples."""
+    report, samples = make_example(**options)
+    gates, verdict = judge(report)
+    return {**report, "gates": gates, "verdict": verdict}, samples
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a written report."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report(*judged(), folder)
+    return folder
+
+
+def test_four_files_and_nothing_else(written):
+    """A report is four files; no temporary file stays."""
+    assert sorted(path.name for path in written.iterdir()) == ["report.html", "report.json", "report.md", "samples.parquet"]
+
+
+def test_report_json_follows_the_schema(written):
+    """What is written is what the published schema promises."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads((written / "report.json").read_text()), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda report: report.pop("verdict"),
+        lambda report: report.update(schema="clipq.report/2"),
+        lambda report: report.update(extra=1),
+        lambda report: report["results"]["ort-fp32"][ID].update(accuracy=report["results"]["ort-fp32"][ID]["acc1"]),
+        lambda report: report["ood"]["ort-fp32"].update({"no-bar": {}}),
+        lambda report: report["results"]["ort-fp32"][ID]["acc1"].pop("n"),
+        lambda report: report["gates"][0].update(outcome="maybe"),
+    ],
+)
+def test_schema_refuses_what_is_wrong(break_it):
+    """The schema is no formality: each broken report is refused."""
+    report = json.loads(json.dumps(judged()[0]))
+    break_it(report)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, SCHEMA)
+
+
+def test_schema_and_names_agree():
+    """Every metric the schema allows has a label and a meaning, and the other way round."""
+    definitions = SCHEMA["$defs"]
+    assert set(definitions["metrics"]["propertyNames"]["enum"]) == set(names.METRICS)
+    assert set(definitions["ood_metrics"]["propertyNames"]["enum"]) == set(names.OOD_METRICS)
+
+
+def test_samples_survive_the_file(written):
+    """The table on disk is the table in memory."""
+    _, samples = judged()
+    stored = read_samples(written / "samples.parquet")
+    for name, column in samples.items():
+        np.testing.assert_array_equal(stored[name], column)
+
+
+def test_figures_can_be_computed_from_the_samples(written):
+    """Accuracy, ECE and AUROC of report.json come out of samples.parquet again."""
+    report = json.loads((written / "report.json").read_text())
+    stored = read_samples(written / "samples.parquet")
+    for engine in ENGINES:
+        rows = select(stored, engine=engine, data=ID, role="id")
+        correct = rows["prediction"] == rows["label"]
+        assert correct.mean() == pytest.approx(report["results"][engine][ID]["acc1"]["value"])
+        assert ece15(rows["confidence"], correct) == pytest.approx(report["results"][engine][ID]["ece15"]["value"])
+        foreign = select(stored, engine=engine, data=OOD[0], classifier=ID)
+        assert auroc(rows["mcm"], foreign["mcm"]) == pytest.approx(report["ood"][engine][f"{ID}|{OOD[0]}"]["mcm"]["auroc"]["value"])
+
+
+def test_incomplete_samples_are_refused(tmp_path):
+    """A missing column or one of another length is an error, and leaves no file."""
+    _, samples = judged()
+    with pytest.raises(DataError, match="no entropy"):
+        write_samples({name: column for name, column in samples.items() if name != "entropy"}, tmp_path / "s.parquet")
+    with pytest.raises(DataError, match="differ in length"):
+        write_samples({**samples, "label": samples["label"][:-1]}, tmp_path / "s.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_json_is_written_first(tmp_path, monkeypatch):
+    """When a rendering breaks, the numbers are already safe."""
+
+    def broken(*_):
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr("clipq.evaluate.report.html.render_html", broken)
+    with pytest.raises(RuntimeError, match="no page"):
+        write_report(*judged(), tmp_path)
+    assert read_report(tmp_path).report["schema"] == "clipq.report/1"
+
+
+def test_missing_library_names_the_extra(monkeypatch):
+    """Without the report extra the error comes first and says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else object())
+    with pytest.raises(MissingRuntimeError, match=r"jinja2 is not installed. Run: pip install 'clipq\[report\]'"):
+        require_report_libraries()
+
+
+class Page(HTMLParser):
+    """What a page loads and says."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in {"src", "href", "action"}]
+        if tag not in {"meta", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_self_contained(written):
+    """The page loads nothing, runs nothing, forbids both, and every tag is closed."""
+    text = (written / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_page_links_lead_somewhere(written):
+    """Every entry of the navigation has its section."""
+    text = (written / "report.html").read_text()
+    assert all(f'id="{link[1:]}"' in text for link in Page(text).links)
+
+
+def test_page_says_the_verdict_first(written):
+    """Verdicts in words stand before everything else, and engines that may ship before those that may not."""
+    text = (written / "report.html").read_text()
+    places = [text.index(word) for word in ('badge">Ship<', 'badge">Not shown<', 'badge">Do not ship<', "What was compared</h2>")]
+    assert places == sorted(places)
+
+
+def test_every_figure_is_well_formed(written):
+    """Each SVG parses, has a name for screen readers, and there is one per engine, data set and score."""
+    text = (written / "report.html").read_text()
+    figures = [ET.fromstring(part) for part in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)]
+    assert all(figure.get("aria-label") for figure in figures)
+    assert len(figures) == 2 + len(ENGINES) * 4 + len(ENGINES) * len(OOD) * 5
+    assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+
+
+def test_reliability_bars_are_the_bins(written):
+    """The bars of the first reliability diagram name the images of each bin, and all of them."""
+    text = (written / "report.html").read_text()
+    first = re.search(r'<svg[^>]*aria-label="torch-fp32".*?</svg>', text, flags=re.DOTALL)[0]
+    counts = [int(number.replace(",", "")) for number in re.findall(r"<title>([\d,]+) images</title>", first)]
+    assert sum(counts) == 1500
+
+
+def test_names_are_escaped():
+    """A class or data name with markup in it stays text."""
+    report, samples = judged()
+    evil = "wds:<script>alert(1)</script>&\"'"
+    report = json.loads(json.dumps(report).replace('"' + ID + '"', json.dumps(evil)).replace(ID + "|", json.dumps(evil)[1:-1] + "|"))
+    samples = {**samples, **{name: np.where(samples[name] == ID, evil, samples[name]) for name in ("data", "classifier")}}
+    page = render_html(report, samples)
+    assert "script" not in Page(page).tags
+    assert "<script>" not in page
+    assert "<script>" not in render_markdown(report)
+
+
+def test_random_weights_are_said():
+    """A model that was never trained carries a warning in both renderings."""
+    report, samples = judged(random_weights=True)
+    assert "weights of this model are random" in render_html(report, samples)
+    assert "weights are random" in render_markdown(report)
+
+
+def test_report_without_ood_bench_and_engines():
+    """With one engine, no OOD data and no latency the page still stands and says what was not measured."""
+    report, samples = judged()
+    only = {
+        **report,
+        "engines": {"torch-fp32": report["engines"]["torch-fp32"]},
+        "results": {"torch-fp32": {ID: report["results"]["torch-fp32"][ID]}},
+    }
+    only |= {"ood": {}, "paired": {}, "bench": {}, "gates": [], "verdict": {}, "datasets": {ID: report["datasets"][ID]}}
+    page = render_html(only, select(samples, engine="torch-fp32", data=ID))
+    assert Page(page).open == []
+    assert "Not measured in this run" in page
+    assert "No engine was judged" in page
+    jsonschema.validate(only, SCHEMA)
+    assert ID in render_markdown(only)
+
+
+def test_undefined_numbers_are_dashes():
+    """Null values and intervals become a dash in every rendering."""
+    report, samples = judged()
+    report = json.loads(json.dumps(report))
+    report["results"]["ort-fp32"][ID]["acc5"] = {"value": None, "ci95": None, "n": 0, "delta": None, "delta_ci95": None, "p_value": None}
+    report["bench"]["ort-fp32"]["image-b1"]["p99_s"] = None
+    jsonschema.validate(report, SCHEMA)
+    assert "too few runs" in render_html(report, samples)
+    assert "| – |" in render_markdown(report)
+
+
+def test_markdown_tables_are_regular(written):
+    """Every row of a Markdown table has as many cells as its head."""
+    blocks = re.findall(r"(?:^\|.*\n)+", (written / "report.md").read_text(), flags=re.MULTILINE)
+    assert len(blocks) >= 10
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("delta", "ends", "better", "value", "word"),
+    [
+        (-0.01, [-0.02, -0.005], "high", 0.7, "worse"),
+        (0.01, [0.005, 0.02], "high", 0.7, "better"),
+        (0.01, [0.005, 0.02], "low", 0.1, "worse"),
+        (-0.01, [-0.02, 0.001], "high", 0.7, "within noise"),
+        (0.000001, [0.0000001, 0.000002], "low", 0.1, "equal"),
+        (-0.02, [-0.03, -0.01], "zero", -0.05, "worse"),
+        (-0.02, [-0.03, -0.01], "zero", 0.05, "better"),
+        (-0.02, None, "high", 0.05, "within noise"),
+    ],
+)
+def test_words_follow_the_interval(delta, ends, better, value, word):
+    """Better and worse stand only where the interval excludes zero, and know the direction of each metric."""
+    entry = {"value": value, "delta": delta, "delta_ci95": ends}
+    assert tables.meaning(entry, names.Quantity("x", better, "x"))[1] == word
+
+
+def test_expected_ece_matches_simulation():
+    """The closed form agrees with perfectly calibrated answers drawn a thousand times."""
+    rng = np.random.default_rng(0)
+    confidence = rng.beta(4, 1.2, 800)
+    drawn = [ece15(confidence, (rng.random(800) < confidence).astype(float)) for _ in range(1000)]
+    assert view.expected_ece15(confidence) == pytest.approx(np.mean(drawn), rel=0.05)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
+def test_ticks_are_inside_and_even(low, width, count):
+    """Ticks lie in the range, evenly, and neither too few nor too many."""
+    ticks = svg.nice_ticks(low, low + width, count)
+    assert all(low - 1e-6 * width - 1e-9 <= tick <= low + width + 1e-6 * width + 1e-9 for tick in ticks)
+    assert len(ticks) <= 3 * count + 1
+    if len(ticks) > 2:
+        assert np.diff(ticks) == pytest.approx(np.diff(ticks)[0], rel=1e-3, abs=1e-9)
+
+
+def test_numbers_read_well():
+    """Units, signs and rounding are what a reader expects."""
+    assert [difference(x, "fraction") for x in (-0.0123, 0.0, 0.00001)] == ["−1.23 pp", "0.00 pp", "0.00 pp"]
+    assert [quantity(x, "seconds") for x in (2.5, 0.0123, 0.000004)] == ["2.50 s", "12.3 ms", "4 µs"]
+    assert interval([-0.01, 0.02], "fraction", signed=True) == "[−1.00, +2.00]"
+    assert (quantity(None, "fraction"), p_value(0.5), p_value(1e-9)) == ("–", "p = 0.500", "p < 0.001")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, UsageError, "no report at"),
+        ("{", ClipqError, "cannot read"),
+        ("[]", ClipqError, "schema None"),
+        ('{"schema": "clipq.report/9"}', ClipqError, "found schema 'clipq.report/9'; expected clipq.report/1"),
+        ('{"schema": "clipq.report/1"}', ClipqError, "is incomplete"),
+    ],
+)
+def test_unreadable_reports_are_one_line(tmp_path, content, error, message):
+    """Whatever is wrong with a report.json, the error is one line that says it."""
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(error, match=message) as caught:
+        read_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_samples_are_one_line(written, tmp_path):
+    """A samples.parquet that is no Parquet file is an error, not a traceback."""
+    (tmp_path / "report.json").write_bytes((written / "report.json").read_bytes())
+    (tmp_path / "samples.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ClipqError, match=r"samples\.parquet"):
+        read_report(tmp_path)
