@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
 from clipq.errors import DataError, ExportError
-from clipq.export.quantize.graph import save_graph
+from clipq.export.quantize.graph import open_on_cpu, save_graph
 from clipq.export.quantize.histogram import Histogram
 
 CHUNK = 8  # images per run: the activations of 8 images are all that is ever held
@@ -37,11 +36,7 @@ def collect(graph: Path, batches: Iterable[npt.NDArray[Any]]) -> tuple[dict[str,
         DataError: There are no images.
         ExportError: A tensor holds NaN or infinity.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = open_on_cpu(graph)
     name = session.get_inputs()[0].name
     histograms = {output.name: Histogram() for output in session.get_outputs()}
     images = 0

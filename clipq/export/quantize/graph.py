@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clipq.errors import ExportError
 
@@ -25,7 +28,6 @@ def load_graph(path: Path) -> ModelProto:
         ExportError: The file is missing or is no ONNX graph.
     """
     try:
-        onnx.checker.check_model(str(path))
         model = onnx.load(str(path))
     except Exception as error:  # protobuf, onnx and the file system each raise their own kinds
         raise ExportError(f"cannot read the graph {path}", found=error, fix="Export it again.") from error
@@ -75,10 +77,28 @@ def _reads(node: NodeProto) -> Iterator[str]:
 
 def save_graph(model: ModelProto, path: Path) -> None:
     """Write a graph; above ``EXTERNAL_DATA_BYTES`` its weights go into ``<name>.data`` beside it."""
-    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
-        onnx.save_model(model, str(path))
+    if sum(_bytes(tensor) for tensor in model.graph.initializer) <= EXTERNAL_DATA_BYTES:
+        path.write_bytes(model.SerializeToString())
         return
     onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+
+
+def _bytes(tensor: TensorProto) -> int:
+    return int(math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def open_on_cpu(path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph on ONNX Runtime's CPU provider with every core this process may use.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class per status code, with no common base but Exception
+        raise ExportError(f"ONNX Runtime refuses {path}", found=error, fix="Report this as a bug of the export.") from error
 
 
 def graph_bytes(path: Path) -> int:

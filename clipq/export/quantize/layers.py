@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,28 @@ class Layer:
         return str(self.node.input[0])
 
 
-def choose_layers(model: ModelProto, source: Path) -> tuple[list[Layer], dict[str, str]]:
+def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | None = None) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers to quantize, in graph order, and why each other MatMul, Gemm and Conv stays FP32.
 
     Linear layers and convolutions with constant weights are quantized. The first convolution (it reads the pixels), the final
     projection (it makes the embedding) and products of two activations (attention) stay FP32.
+
+    Args:
+        model: The graph, its Gemms already split.
+        source: Its file, for messages.
+        skip: Operator types that stay FP32 too, each with its reason.
 
     Raises:
         ExportError: Nothing is left to quantize, or a weight holds NaN or infinity.
     """
     weights = constants(model)
     last = _final_projection(model)
+    inputs = {value.name for value in model.graph.input}
     layers, kept = [], {}
     for node in model.graph.node:
         if node.op_type not in WEIGHTED:
             continue
-        reason = _reason_to_keep(node, weights, last, {value.name for value in model.graph.input})
+        reason = _reason_to_keep(node, weights, last, inputs) or (skip or {}).get(node.op_type)
         if reason:
             kept[node.name] = reason
         else:

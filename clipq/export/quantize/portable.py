@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from clipq.errors import ExportError
-from clipq.export.quantize.graph import constants, load_graph
+from clipq.export.quantize.graph import constants, load_graph, open_on_cpu
 from clipq.export.quantize.layers import WEIGHTED
 
 _INTEGER_ONLY = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "MatMulNBits"}
@@ -25,7 +25,7 @@ def assert_qdq_portable(path: Path) -> None:
     problems = _problems(model)
     if problems:
         raise ExportError(f"{path} is not portable", found="; ".join(problems[:3]), fix="Report this as a bug of the export.")
-    _open(path)
+    open_on_cpu(path)
 
 
 def _problems(model: ModelProto) -> list[str]:
@@ -47,12 +47,3 @@ def _problems(model: ModelProto) -> list[str]:
 def _is_int8_zero(node: NodeProto, fixed: dict[str, TensorProto]) -> bool:
     zero = fixed.get(node.input[2]) if len(node.input) > 2 else None
     return zero is not None and zero.data_type == TensorProto.INT8 and not np.any(numpy_helper.to_array(zero))
-
-
-def _open(path: Path) -> None:
-    import onnxruntime
-
-    try:
-        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a class per status code, with no common base but Exception
-        raise ExportError(f"ONNX Runtime refuses {path}", found=error, fix="Report this as a bug of the export.") from error

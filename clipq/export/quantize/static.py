@@ -38,7 +38,6 @@ def quantize_static(source: Path, target: Path, batches: Iterable[npt.NDArray[An
     model = load_graph(source)
     split_gemms(model)
     layers, kept = choose_layers(model, source)
-    tensors = list(dict.fromkeys(layer.activation for layer in layers))
     with scratch_folder(target) as folder:
         write_observed(model, dict.fromkeys(layer.activation for layer in layers), folder / "observed.onnx")
         histograms, images = collect(folder / "observed.onnx", batches)
