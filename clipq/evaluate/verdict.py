@@ -18,6 +18,7 @@ from typing import Any
 
 from clipq.evaluate.gates import Gate, Reading, judge_reading, parse_gate, readings
 from clipq.evaluate.report.format import quantity, ratio
+from clipq.evaluate.report.tables import size_bytes
 
 DEFAULT_RULES = ("acc1.delta_pp<-1.0", "ece15.delta>0.01", "mcm.auroc.delta<-0.01")
 _NOISE = 0.05  # latencies closer than this are equal
@@ -134,13 +135,8 @@ def _faster(report: Mapping[str, Any], other: str, engine: str) -> bool:
     return bool(ratios) and min(ratios) < 1 - _NOISE and max(ratios) <= 1 + _NOISE
 
 
-def _size(report: Mapping[str, Any], engine: str) -> float | None:
-    size: float | None = report["bench"].get(engine, {}).get("artefact", {}).get("size_bytes") or report["engines"][engine]["size_bytes"]
-    return size
-
-
 def _no_larger(report: Mapping[str, Any], other: str, engine: str) -> bool:
-    theirs, ours = _size(report, other), _size(report, engine)
+    theirs, ours = size_bytes(report, other), size_bytes(report, engine)
     return theirs is not None and ours is not None and theirs <= ours
 
 
@@ -149,5 +145,5 @@ def _domination(report: Mapping[str, Any], engine: str, stronger: str) -> str:
     speed = ", ".join(f"{ratio(ours[name] / theirs[name])} as fast at {name}" for name in ours if name in theirs)
     return (
         f"dominated by {stronger}: as accurate within noise, {speed}, "
-        f"{quantity(_size(report, stronger), 'bytes')} against {quantity(_size(report, engine), 'bytes')}"
+        f"{quantity(size_bytes(report, stronger), 'bytes')} against {quantity(size_bytes(report, engine), 'bytes')}"
     )

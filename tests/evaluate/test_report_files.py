@@ -176,6 +176,25 @@ def test_page_says_the_verdict_first(written):
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "sentence"),
+    [
+        (("ship", "do not ship"), "1 of 2 engines may ship. The fastest that may is ort-fp32."),
+        (("ship", "not shown"), "1 of 2 engines may ship, 1 not shown. The fastest that may is ort-fp32."),
+        (("not shown", "do not ship"), "No engine is shown to be fit to ship."),
+        (("do not ship", "do not ship"), "No engine may ship."),
+    ],
+)
+def test_headline_answers_the_question(outcomes, sentence):
+    """The first sentence says how many engines may ship and which of them is the fastest."""
+    report, _ = make_example()
+    engines = ("ort-fp32", "ort-int8-static")
+    verdict = {
+        engine: {"ship": outcome != "do not ship", "outcome": outcome, "why": []} for engine, outcome in zip(engines, outcomes, strict=True)
+    }
+    assert view.headline({**report, "verdict": verdict}) == sentence
+
+
 def test_every_figure_is_well_formed(written):
     """Each SVG parses, has a name for screen readers, and there is one per engine, data set and score."""
     text = (written / "report.html").read_text()
@@ -208,7 +227,9 @@ def test_names_are_escaped():
 def test_random_weights_are_said():
     """A model that was never trained carries a warning in both renderings."""
     report, samples = judged(random_weights=True)
-    assert "weights of this model are random" in render_html(report, samples)
+    page = render_html(report, samples)
+    assert "weights of this model are random" in page
+    assert re.search("<h1>(.*?)</h1>", page)[1].startswith("Random weights")
     assert "weights are random" in render_markdown(report)
 
 

@@ -14,26 +14,27 @@ from markupsafe import Markup
 
 from clipq.evaluate.report import plots, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
-from clipq.evaluate.report.samples import SCORE_COLUMNS, select
+from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped
 
-Samples = Mapping[str, npt.NDArray[Any]]
+Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
 
 
-def render_html(report: Mapping[str, Any], samples: Samples) -> str:
+def render_html(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return the report as one HTML page: no script, nothing from outside, every name escaped."""
     folder = files("clipq.evaluate.report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
     style = Markup((folder / "report.css").read_text("utf-8"))  # noqa: S704 - our own file
-    return template.render(style=style, **_words(report, samples), **_tables(report), **_figures(report, samples))
+    rows = grouped(samples)
+    return template.render(style=style, **_words(report, rows), **_tables(report), **_figures(report, rows))
 
 
-def _words(report: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
+def _words(report: Mapping[str, Any], rows: Groups) -> dict[str, Any]:
     origin = report["provenance"]
     return {
         "model": origin["model"]["id"], "random_weights": origin["model"].get("random_weights", False), "created": origin["created"],
         "baseline": report["baseline"], "headline": view.headline(report), "cards": view.cards(report), "facts": view.facts(report),
-        "engine_facts": view.engine_facts(report), "skipped": view.skipped(report), "notes": view.sample_notes(report, samples),
+        "engine_facts": view.engine_facts(report), "skipped": view.skipped(report), "notes": view.sample_notes(report, rows),
         "rules": list(dict.fromkeys(gate["rule"] for gate in report["gates"])), "gates": report["gates"], "glossary": view.glossary(report),
         "provenance": json.dumps(origin, indent=2, ensure_ascii=False),
     }  # fmt: skip
@@ -61,35 +62,28 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(report: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
-    return {"tradeoff": _tradeoff(report), "reliability": _reliability(report, samples), "histograms": _histograms(report, samples)}
+def _figures(report: Mapping[str, Any], rows: Groups) -> dict[str, Any]:
+    return {"tradeoff": _tradeoff(report), "reliability": _reliability(report, rows), "histograms": _histograms(report, rows)}
 
 
-def _reliability(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, list[Markup]]]:
+def _reliability(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list[Markup]]]:
     """Return (data set, one panel per engine)."""
-    found = []
+    baseline, found = report["baseline"], []
     for data in tables.labelled(report):
-        parts = {engine: select(samples, engine=engine, data=data, role="id") for engine in report["engines"]}
-        base = parts[report["baseline"]]
-        found.append(
-            (data, [_markup(plots.reliability(e, rows, report["baseline"], base)) for e, rows in parts.items() if len(rows["label"])])
-        )
+        parts = {engine: rows[engine, data, data] for engine in report["engines"] if (engine, data, data) in rows}
+        found.append((data, [_markup(plots.reliability(engine, own, baseline, parts[baseline])) for engine, own in parts.items()]))
     return found
 
 
-def _histograms(report: Mapping[str, Any], samples: Samples) -> list[tuple[str, list[tuple[str, list[Markup]]]]]:
+def _histograms(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list[tuple[str, list[Markup]]]]]:
     """Return (pair in words, (score, one panel per engine), MCM first)."""
-    found = []
+    baseline, found = report["baseline"], []
     for pair in tables.pairs(report):
         known, foreign = pair.split("|")
-        parts = {}
-        for engine in report["engines"]:
-            own = select(samples, engine=engine, classifier=known)
-            parts[engine] = (select(own, data=known, role="id"), select(own, data=foreign, role="ood"))
-        base = parts[report["baseline"]]
+        parts = {e: (rows[e, known, known], rows[e, foreign, known]) for e in report["engines"] if (e, foreign, known) in rows}
         by_score = []
         for score in SCORE_COLUMNS:
-            panels = [plots.histogram(e, score, rows, report["baseline"], base) for e, rows in parts.items() if len(rows[1]["label"])]
+            panels = [plots.histogram(engine, score, own, baseline, parts[baseline]) for engine, own in parts.items()]
             by_score.append((SCORES[score].label, [_markup(panel) for panel in panels]))
         found.append((pair.replace("|", " against "), by_score))
     return found
@@ -103,7 +97,7 @@ def _tradeoff(report: Mapping[str, Any]) -> list[Markup]:
     for engine, seconds in timed.items():
         own = [report["results"][engine][data] for data in clean if data in report["results"].get(engine, {})]
         if own and all(metric in entry for entry in own for metric in ("acc1", "ece15")):
-            size = report["bench"][engine].get("artefact", {}).get("size_bytes") or report["engines"][engine]["size_bytes"]
+            size = tables.size_bytes(report, engine)
             points.append({"engine": engine, "seconds": seconds, "size_bytes": size, **_mean(own, "acc1"), **_mean(own, "ece15")})
     if len(points) < 2:
         return []

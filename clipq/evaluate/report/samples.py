@@ -87,3 +87,22 @@ def select(samples: Mapping[str, npt.NDArray[Any]], **values: str) -> dict[str, 
     for name, value in values.items():
         keep &= samples[name] == value
     return {name: column[keep] for name, column in samples.items()}
+
+
+def grouped(samples: Mapping[str, npt.NDArray[Any]]) -> dict[tuple[str, str, str], dict[str, npt.NDArray[Any]]]:
+    """Return the rows of each (engine, data, classifier), found in one pass over the table."""
+    import pyarrow as pa
+
+    keys = ("engine", "data", "classifier")
+    codes = np.zeros(len(samples["engine"]), dtype=np.int64)
+    for name in keys:
+        encoded = pa.array(samples[name].tolist()).dictionary_encode()
+        codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
+    return {
+        (str(samples["engine"][rows[0]]), str(samples["data"][rows[0]]), str(samples["classifier"][rows[0]])): {
+            name: column[rows] for name, column in samples.items()
+        }
+        for rows in parts
+    }

@@ -143,6 +143,12 @@ def robustness_tables(report: Mapping[str, Any]) -> list[Table]:
     return found
 
 
+def size_bytes(report: Mapping[str, Any], engine: str) -> float | None:
+    """Return the size of what ships, as measured or else as the engine's entry says, or None."""
+    size: float | None = report["bench"].get(engine, {}).get("artefact", {}).get("size_bytes") or report["engines"][engine]["size_bytes"]
+    return size
+
+
 def bench_tables(report: Mapping[str, Any]) -> list[Table]:
     """Return latency per scenario, then size, load time and memory; empty when nothing was measured."""
     names = list(dict.fromkeys(name for values in report["bench"].values() for name in values))

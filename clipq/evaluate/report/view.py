@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipq.evaluate.metrics.calibration import bin_index
+from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
-from clipq.evaluate.report.samples import select
-from clipq.evaluate.report.tables import labelled, measured_metrics, ood_metrics, pairs
 
 OUTCOMES = {
     "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
@@ -81,28 +81,29 @@ def _speed(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]
             figures.append(
                 (f"Speed, batch {batch}", ratio(base[name]["p50_s"] / ours[name]["p50_s"]), f"{quantity(ours[name]['p50_s'], 'seconds')}")
             )
-    sizes = [
-        report["bench"].get(e, {}).get("artefact", {}).get("size_bytes") or report["engines"][e]["size_bytes"]
-        for e in (engine, report["baseline"])
-    ]
-    if all(sizes):
-        figures.append(("Size", ratio(sizes[0] / sizes[1]), quantity(sizes[0], "bytes")))
+    size, base_size = tables.size_bytes(report, engine), tables.size_bytes(report, report["baseline"])
+    if size and base_size:
+        figures.append(("Size", ratio(size / base_size), quantity(size, "bytes")))
+    elif size:
+        figures.append(("Size", quantity(size, "bytes"), ""))
     return figures
 
 
 def headline(report: Mapping[str, Any]) -> str:
     """Return the answer in one sentence: how many engines may ship, and which of them is the fastest."""
+    if report["provenance"]["model"].get("random_weights"):
+        return "Random weights: this tells how fast and how close to FP32 the engines are, not whether they may ship."
     outcomes = {card.engine: card.outcome for card in cards(report)}
     if not outcomes:
         return "No engine was judged."
     ready = [engine for engine, outcome in outcomes.items() if outcome == "ship"]
     if not ready:
-        return "No engine is shown to be fit to ship."
+        return "No engine is shown to be fit to ship." if "not shown" in outcomes.values() else "No engine may ship."
     open_cases = sum(outcome == "not shown" for outcome in outcomes.values())
     text = f"{len(ready)} of {len(outcomes)} engines may ship" + (f", {open_cases} not shown." if open_cases else ".")
     times = {e: report["bench"].get(e, {}).get("image-b1", {}).get("p50_s") for e in ready}
     timed = {e: t for e, t in times.items() if t}
-    return text + (f" The fastest of them is {min(timed, key=lambda e: timed[e])}." if timed else "")
+    return text + (f" The fastest that may is {min(timed, key=lambda e: timed[e])}." if timed else "")
 
 
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -173,30 +174,31 @@ def expected_ece15(confidence: npt.NDArray[np.floating[Any]]) -> float:
     Args:
         confidence: Probability of the prediction, ``(n,)``.
     """
-    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
-    variance = np.bincount(bins, confidence * (1 - confidence), 15)
+    bins = bin_index(confidence)
+    variance = np.bincount(bins, confidence * (1 - confidence))
     return float(np.sqrt(2 / np.pi * variance).sum() / len(confidence))
 
 
-def sample_notes(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]]) -> list[str]:
-    """Return, per labelled data set, how much of the ECE is there by chance at this n."""
+def sample_notes(report: Mapping[str, Any], rows: Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]) -> list[str]:
+    """Return, per labelled data set, how much of the ECE is there by chance at this n; ``rows`` as ``samples.grouped`` gives them."""
     notes = []
-    for data in labelled(report):
-        rows = select(samples, engine=report["baseline"], data=data, role="id")
-        if len(rows["confidence"]):
-            shown = quantity(report["results"][report["baseline"]][data].get("ece15", {}).get("value"), "fraction")
-            chance = quantity(expected_ece15(rows["confidence"]), "fraction")
+    baseline = report["baseline"]
+    for data in tables.labelled(report):
+        if (baseline, data, data) in rows:
+            confidence = rows[baseline, data, data]["confidence"]
+            shown = quantity(report["results"][baseline][data].get("ece15", {}).get("value"), "fraction")
+            chance = quantity(expected_ece15(confidence), "fraction")
             notes.append(
-                f"{data}, n = {len(rows['confidence']):,}: a perfectly calibrated model with these confidences would show an ECE-15 "
-                f"of {chance} by chance alone; {report['baseline']} shows {shown}."
+                f"{data}, n = {len(confidence):,}: a perfectly calibrated model with these confidences would show an ECE-15 "
+                f"of {chance} by chance alone; {baseline} shows {shown}."
             )
     return notes
 
 
 def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
     """Return every quantity this report shows, as (key, quantity)."""
-    keys = {metric for data in labelled(report) for metric in measured_metrics(report, data)}
-    keys |= {metric for pair in pairs(report) for metric in ood_metrics(report, pair)}
+    keys = {metric for data in tables.labelled(report) for metric in tables.measured_metrics(report, data)}
+    keys |= {metric for pair in tables.pairs(report) for metric in tables.ood_metrics(report, pair)}
     keys |= {score for scored in report["ood"].values() for scores in scored.values() for score in scores}
     keys |= {key for values in report["paired"].values() for entry in values.values() for key in entry}
     keys |= {key for values in report["bench"].values() for scenario in values.values() for key in scenario}
