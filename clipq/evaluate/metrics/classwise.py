@@ -24,7 +24,7 @@ class ClasswiseGaps:
         rows, columns = np.nonzero(kept >= 1.0 / self.bins)
         high = kept[rows, columns].astype(np.float64)
         flat = bin_index(high, self.bins) * self.gaps.shape[1] + columns
-        sums = np.bincount(flat, weights=high, minlength=self.gaps.size).reshape(self.gaps.shape)
+        sums = np.bincount(flat, weights=high, minlength=self.gaps.size).astype(np.float64).reshape(self.gaps.shape)  # int64 when empty
         sums[0] += kept.sum(axis=0, dtype=np.float64) - sums.sum(axis=0)
         own = kept[np.arange(len(labels)), labels]
         shown = own > self.threshold if self.threshold else np.ones(len(own), dtype=bool)

@@ -14,8 +14,8 @@ FOLD_SEED = 0
 def fit_temperature(logits: Array, labels: Array) -> float:
     """Return the T in [0.01, 100] that minimises the mean NLL of ``softmax(logits / T)``, to three digits.
 
-    Guo et al. 2017 (arXiv 1706.04599). Above 1 the logits are over-confident, below 1 under-confident; a value at an end of the range means
-    that there is no minimum (no errors, or no information).
+    Guo et al. 2017 (arXiv 1706.04599). Above 1 the logits are over-confident, below 1 under-confident; below 0.05 means
+    that there is no minimum (no errors: sharper is always better), near 100 that the logits say nothing.
 
     Args:
         logits: ``(n, classes)``; log-probabilities will do.

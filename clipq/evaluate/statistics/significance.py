@@ -77,6 +77,6 @@ def minimum_detectable_loss(n: int, disagreement: float, *, alpha: float = 0.05,
     # The equation squared is quadratic in d: (n + z_power^2) d^2 - 2 sqrt(n psi) z_alpha d + psi (z_alpha^2 - z_power^2) = 0.
     half = math.sqrt(n * psi) * z_alpha
     quadratic = n + z_power**2
-    root = math.sqrt(half**2 - quadratic * psi * (z_alpha**2 - z_power**2))
-    smallest = (half + root) / quadratic
-    return smallest if smallest <= psi else 1.0
+    discriminant = half**2 - quadratic * psi * (z_alpha**2 - z_power**2)
+    smallest = (half + math.sqrt(max(0.0, discriminant))) / quadratic
+    return smallest if discriminant >= 0 and smallest <= psi else 1.0

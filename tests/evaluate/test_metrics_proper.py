@@ -1,0 +1,141 @@
+"""NLL, Brier, softmaxes and temperature against scikit-learn, scipy and torch's definitions, with saturated values."""
+
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import brier_score_loss, log_loss
+
+from clipq.errors import DataError
+from clipq.evaluate.metrics import outcomes as built
+from clipq.evaluate.metrics.accuracy import acc1, acc5
+from clipq.evaluate.metrics.classwise import ece_classwise
+from clipq.evaluate.metrics.outcomes import outcomes_from_logits, outcomes_from_predictions, outcomes_from_probabilities
+from clipq.evaluate.metrics.probabilities import log_sigmoid, log_softmax, normalised_sigmoid, softmax
+from clipq.evaluate.metrics.proper import brier, nll_from_logits, nll_from_probabilities
+from clipq.evaluate.metrics.temperature import cross_fitted_confidence, fit_temperature
+
+LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(2, 12), st.integers(2, 7)), elements=st.floats(-1000, 1000))
+
+
+def _made(n=2000, classes=10, scale=1.5, dtype=np.float64):
+    rng = np.random.default_rng(2)
+    logits = scale * rng.standard_normal((n, classes))
+    labels = rng.integers(0, classes, n)
+    logits[np.arange(n), labels] += 1.5
+    return logits.astype(dtype), labels
+
+
+@given(LOGITS)
+def test_softmax_equals_scipy(logits):
+    """softmax, log_softmax and the sigmoids are scipy's, for logits of +- 1,000 too."""
+    np.testing.assert_allclose(softmax(logits), scipy.special.softmax(logits, axis=1), atol=1e-12)
+    np.testing.assert_allclose(log_softmax(logits), scipy.special.log_softmax(logits, axis=1), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(log_sigmoid(logits), scipy.special.log_expit(logits), rtol=1e-12, atol=1e-12)
+
+
+def test_normalised_sigmoid_by_hand():
+    """Sigmoids 1/2 and 3/4 become 0.4 and 0.6; far below 0, where sigmoid is exp, it is the softmax."""
+    np.testing.assert_allclose(normalised_sigmoid(np.array([[0.0, np.log(3.0)]])), [[0.4, 0.6]])
+    low = np.array([[-700.0, -701.0]])
+    np.testing.assert_allclose(normalised_sigmoid(low), softmax(low))
+
+
+def test_nll_and_brier_equal_sklearn():
+    """NLL is scikit-learn's log_loss; Brier over two classes is twice scikit-learn's."""
+    logits, labels = _made()
+    probabilities = softmax(logits)
+    expected = log_loss(labels, probabilities, labels=np.arange(10))
+    assert nll_from_logits(logits, labels) == pytest.approx(expected, rel=1e-12)
+    assert nll_from_probabilities(probabilities, labels) == pytest.approx(expected, rel=1e-12)
+    assert brier(probabilities, labels) == pytest.approx(np.mean(np.sum((probabilities - np.eye(10)[labels]) ** 2, axis=1)))
+    two = probabilities[:, :2] / probabilities[:, :2].sum(axis=1, keepdims=True)
+    assert brier(two, labels % 2) == pytest.approx(2 * brier_score_loss(labels % 2, two[:, 1]))
+
+
+def test_nothing_is_clipped():
+    """A label at -2,000 logits costs 2,000 nats; a stored probability of 0 costs infinity."""
+    assert nll_from_logits(np.array([[0.0, 2000.0]]), np.array([0])) == 2000.0
+    assert nll_from_probabilities(np.array([[0.0, 1.0]]), np.array([0])) == np.inf
+    outcomes = outcomes_from_probabilities(np.array([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0]))
+    assert outcomes.nll.tolist() == [np.inf, -np.log(0.5)]
+    assert outcomes.temperature is None  # no logit to scale
+
+
+def test_brier_range():
+    """Certain and wrong is 2, certain and right is 0."""
+    assert brier(np.array([[1.0, 0.0]]), np.array([1])) == 2.0
+    assert brier(np.array([[1.0, 0.0]]), np.array([0])) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_outcomes_equal_the_plain_metrics(dtype):
+    """Every column's mean is the metric computed on the whole matrix."""
+    logits, labels = _made(dtype=dtype)
+    outcomes = outcomes_from_logits(logits, labels)
+    probabilities = softmax(logits)
+    assert outcomes.correct.mean() == acc1(logits, labels)
+    assert outcomes.in_top5.mean() == acc5(logits, labels)
+    assert outcomes.nll.mean() == pytest.approx(nll_from_logits(logits, labels), rel=1e-12)
+    assert outcomes.brier.mean() == pytest.approx(brier(probabilities, labels), rel=1e-12)
+    assert outcomes.ece_classwise == pytest.approx(ece_classwise(probabilities, labels), rel=1e-12)
+    np.testing.assert_allclose(outcomes.confidence, probabilities.max(axis=1), rtol=1e-12)
+    np.testing.assert_array_equal(outcomes.predictions, logits.argmax(axis=1))
+
+
+def test_outcomes_of_logits_and_of_their_softmax_agree():
+    """The two ways in give the same columns."""
+    logits, labels = _made()
+    first, second = outcomes_from_logits(logits, labels), outcomes_from_probabilities(softmax(logits), labels)
+    for name in ("confidence", "nll", "brier", "tempered_confidence", "temperature", "ece_classwise"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(first.in_top5, second.in_top5)
+
+
+def test_outcomes_over_many_blocks():
+    """A matrix wider than a block gives what its rows give one by one."""
+    logits, labels = _made(n=40, classes=9000)
+    whole = outcomes_from_logits(logits, labels)
+    for row in (0, 17, 39):
+        alone = built.outcomes_from_logits(logits[row : row + 1], labels[row : row + 1])
+        assert (alone.nll[0], alone.brier[0], alone.confidence[0]) == (whole.nll[row], whole.brier[row], whole.confidence[row])
+
+
+def test_saturated_logits():
+    """A lead of 1,000 logits is confidence exactly 1, with no overflow and no NaN."""
+    outcomes = outcomes_from_logits(np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([0, 0]))
+    assert (outcomes.confidence.tolist(), outcomes.nll.tolist(), outcomes.brier.tolist()) == ([1.0, 1.0], [0.0, 1000.0], [0.0, 2.0])
+
+
+def test_predictions_alone():
+    """From a CSV's columns there is no top-5, NLL or Brier; lengths are checked."""
+    outcomes = outcomes_from_predictions(np.array([0, 1]), np.array([0, 0]), np.array([0.9, 0.4]))
+    assert (outcomes.correct.tolist(), outcomes.in_top5, outcomes.nll, len(outcomes)) == ([True, False], None, None, 2)
+    with pytest.raises(DataError, match="wrong shape"):
+        outcomes_from_predictions(np.array([0, 1]), np.array([0]), np.array([0.9, 0.4]))
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_temperature_is_found_back(factor):
+    """Labels drawn from softmax(z) and logits stretched by a factor have that factor as their temperature."""
+    rng = np.random.default_rng(5)
+    logits = 2 * rng.standard_normal((20_000, 5))
+    labels = (rng.uniform(size=(20_000, 1)) > softmax(logits).cumsum(axis=1)).sum(axis=1).clip(max=4)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+    confidence, temperature = cross_fitted_confidence(factor * logits, labels)
+    assert temperature == pytest.approx(factor, rel=0.05)
+    np.testing.assert_allclose(confidence, softmax(logits).max(axis=1), atol=0.02)
+
+
+def test_temperature_minimises_the_nll():
+    """No temperature on a fine grid has a lower NLL."""
+    logits, labels = _made(n=500)
+    best = nll_from_logits(logits / fit_temperature(logits, labels), labels)
+    assert best <= min(nll_from_logits(logits / t, labels) for t in np.geomspace(0.05, 20, 200)) + 1e-7
+
+
+def test_temperature_without_errors_is_tiny():
+    """With no errors sharper is always better, until the NLL is 0 in floating point."""
+    assert fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) < 0.05
