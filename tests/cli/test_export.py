@@ -1,0 +1,86 @@
+"""The export command: its options reach the recipe, its streams are clean, its exit codes are the published ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipq.artifact import Bundle
+from clipq.cli.main import export_main, main
+from clipq.export import pipeline
+from clipq.recipe import Recipe
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command asks of the pipeline, which is not run."""
+    seen: dict[str, Any] = {}
+
+    def record(recipe: Recipe, folder: Path, *, resume: bool) -> Bundle:
+        seen.update(recipe=recipe, folder=folder, resume=resume)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "export_bundle", record)
+    return seen
+
+
+def test_every_option_reaches_the_recipe(asked: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is dropped on the way; an interrupt ends with 130."""
+    options = "--engines ort-fp32,ort-int8-static --towers image,text --calib wds:/data:train --calib-n 64 --calib-method mse"
+    rest = "--calib-sampling balanced --seed 3 --resume"
+    assert main(["export", "M:P", "-o", str(tmp_path), *options.split(), *rest.split()]) == 130
+    expected = Recipe("M:P", ("ort-fp32", "ort-int8-static"), ("image", "text"), "wds:/data:train", 64, "mse", "balanced", 3)
+    assert asked == {"recipe": expected, "folder": tmp_path, "resume": True}
+
+
+def test_the_defaults_are_the_recipes(asked: dict[str, Any], tmp_path: Path) -> None:
+    """``clipq-export MODEL -o DIR`` is the shortest form."""
+    assert export_main(["demo", "-o", str(tmp_path)]) == 130
+    assert asked == {"recipe": Recipe("demo"), "folder": tmp_path, "resume": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engines", "ort-int8-statik"], "Did you mean 'ort-int8-static'"),
+        (["--towers", "imag"], "Did you mean 'image'"),
+        (["--calib-method", "entropie"], "Did you mean 'entropy'"),
+        (["--calib-n", "0"], "--calib-n is too small; found 0"),
+        (["--calib-n", "many"], "invalid int value"),
+        (["--calib-sampling", "fair"], "invalid choice"),
+        ([], "ort-int8-static needs calibration images"),
+    ],
+)
+def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr, exit code 2, and no folder is made."""
+    assert export_main(["ViT-B-32:openai", "-o", str(tmp_path / "new"), *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "new").exists()
+
+
+def test_json_on_stdout_and_nothing_else(tiny_checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script can read stdout as it is; --quiet empties stderr."""
+    command = [tiny_checkpoint("vit"), "-o", str(tmp_path / "b"), "--engines", "ort-fp32", "--json", "-", "--quiet"]
+    assert export_main(command) == 0
+    streams = capsys.readouterr()
+    summary = json.loads(streams.out)
+    assert streams.err == ""
+    assert list(summary["engines"]) == ["torch-fp32", "ort-fp32"]
+    assert summary["engines"]["ort-fp32"]["size_bytes"] > 1_000_000
+    assert summary["parity"]["image"]["min_cosine"] > 0.999999
+
+
+def test_json_into_a_file(tiny_checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes go to stderr and name the next command; stdout stays empty."""
+    command = [tiny_checkpoint("vit"), "-o", str(tmp_path / "b"), "--engines", "torch-fp32", "--json", str(tmp_path / "s.json")]
+    assert export_main(command) == 0
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert f"clipq eval {tmp_path / 'b'}" in streams.err
+    assert json.loads((tmp_path / "s.json").read_text())["bundle"] == str(tmp_path / "b")
