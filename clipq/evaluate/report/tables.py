@@ -11,6 +11,7 @@ from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCO
 
 Tone = Literal["", "better", "worse", "same"]
 MAIN_METRICS = ("acc1", "ece15", "signed_gap", "nll")
+_NEAR = 0.05  # times and sizes closer than this are neither better nor worse
 AXES = {"noise": "Noise corruption", "shift": "Covariate shift", "spurious": "Spurious correlation"}
 
 
@@ -171,9 +172,9 @@ def _bench_cell(report: Mapping[str, Any], engine: str, scenario: str, key: str)
     shown = quantity(value, BENCH[key].unit)
     if engine == report["baseline"] or not base or not value or key not in {"p50_s", "size_bytes"}:
         return Cell(shown)
-    if key == "p50_s":
-        return Cell(shown, f"{ratio(base / value)} as fast", tone="better" if base > value else "worse")
-    return Cell(shown, f"{ratio(value / base)} the size", tone="better" if value < base else "worse")
+    better = base / value  # above 1: less time or fewer bytes than the baseline
+    tone: Tone = "same" if abs(better - 1) < _NEAR else "better" if better > 1 else "worse"
+    return Cell(shown, f"{ratio(better)} as fast" if key == "p50_s" else f"{ratio(1 / better)} the size", tone=tone)
 
 
 def _bench_note(runs: Sequence[Mapping[str, Any]]) -> str:
