@@ -109,7 +109,7 @@ def _load_arrays(path: Path, keys: Keys) -> Mapping[str, Array]:
     """Return the arrays of a file; those that are not asked for stay unread (and empty here)."""
     needed = (keys.logits, keys.probabilities, keys.labels)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] if name in needed else np.empty(0) for name in archive.files}
     except ValueError as error:
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):

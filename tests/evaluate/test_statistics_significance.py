@@ -19,21 +19,14 @@ def _flags(lost, won, both=3):
 def test_mcnemar_equals_scipy(lost, won):
     """The exact test is scipy's binomial test; the mid-p takes off the probability of the observed outcome."""
     exact = binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0
-    mid = (
-        min(1.0, exact - binom.pmf(min(lost, won), lost + won, 0.5))
-        if lost != won
-        else 1.0 - (binom.pmf(lost, 2 * lost, 0.5) if lost else 0.0)
-    )
+    observed = binom.pmf(min(lost, won), lost + won, 0.5)
     assert mcnemar(*_flags(lost, won), mid_p=False) == pytest.approx(exact, abs=1e-12)
-    if lost != won:
-        assert mcnemar(*_flags(lost, won)) == pytest.approx(mid, abs=1e-12)
-    else:
-        assert mcnemar(*_flags(lost, won)) == 1.0 or mid <= mcnemar(*_flags(lost, won)) <= 1.0
+    assert mcnemar(*_flags(lost, won)) == pytest.approx(1.0 if lost == won else exact - observed, abs=1e-12)
 
 
 def test_mcnemar_by_hand():
     """10 lost, 2 won: (1 + 12 + 66) / 4096 twice, and 66 / 4096 less as mid-p; direction does not matter."""
-    assert mcnemar(*_flags(10, 2), mid_p=False) == 2 * 79 / 4096
+    assert mcnemar(*_flags(10, 2), mid_p=False) == pytest.approx(2 * 79 / 4096)
     assert mcnemar(*_flags(10, 2)) == pytest.approx((2 * 79 - 66) / 4096)
     assert mcnemar(*_flags(2, 10)) == mcnemar(*_flags(10, 2))
 
