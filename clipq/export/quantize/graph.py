@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from clipq.errors import ExportError
 
@@ -31,6 +32,8 @@ def load_graph(path: Path) -> ModelProto:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf, onnx and the file system each raise their own kinds
         raise ExportError(f"cannot read the graph {path}", found=error, fix="Export it again.") from error
+    if not (model.graph.node and model.graph.input and model.graph.output):
+        raise ExportError(f"{path} is an empty graph", fix="Export it again.")
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     return model
@@ -81,6 +84,7 @@ def save_graph(model: ModelProto, path: Path) -> None:
         path.write_bytes(model.SerializeToString())
         return
     onnx.save_model(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    load_external_data_for_model(model, str(path.parent))  # writing took the weights out of the model
 
 
 def _bytes(tensor: TensorProto) -> int:

@@ -15,7 +15,19 @@ from clipq.errors import ExportError
 from clipq.export.quantize.graph import add_initializer, constants, replace_nodes
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
-_BETWEEN_PROJECTION_AND_OUTPUT = {"Add", "Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+_BETWEEN_PROJECTION_AND_OUTPUT = {
+    "Add",
+    "Cast",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Sub",
+    "Transpose",
+    "Unsqueeze",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: str,
     if node.name == last:
         return "final projection: makes the embedding"
     if node.op_type == "Gemm":
-        return "Gemm with a factor or a transposed input"
+        return "Gemm with a factor, a transposed input or a computed bias"
     if weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
         return "weight is not a float32 matrix"
     return ""
@@ -90,7 +102,7 @@ def _final_projection(model: ModelProto) -> str:
     fixed = constants(model)
     node = producers.get(model.graph.output[0].name)
     while node is not None and node.op_type in _BETWEEN_PROJECTION_AND_OUTPUT:
-        data = [name for name in node.input if name not in fixed] if node.op_type == "Add" else node.input[:1]
+        data = [name for name in node.input if name not in fixed] if node.op_type in {"Add", "Sub"} else node.input[:1]
         node = producers.get(data[0]) if len(data) == 1 else None
     return str(node.name) if node is not None and node.op_type in WEIGHTED else ""
 
@@ -103,17 +115,19 @@ def _layer(node: NodeProto, tensor: TensorProto, source: Path) -> Layer:
 
 
 def split_gemms(model: ModelProto) -> None:
-    """Turn every Gemm with constant weights into MatMul and Add, as ONNX Runtime has no INT8 Gemm with a float bias."""
+    """Turn every Gemm with constant weights into MatMul and ``Sub`` of the negative bias, exactly equal in floating point.
+
+    ONNX Runtime has no INT8 Gemm with a float bias, and joins MatMul and Add of two dimensions into such a Gemm before it sees the
+    Q/DQ around it: the layer would silently compute in FP32. It leaves MatMul and Sub alone.
+    """
     weights = constants(model)
     replace_nodes(model, [part for node in model.graph.node for part in _split(model, node, weights)])
 
 
 def _split(model: ModelProto, node: NodeProto, weights: dict[str, TensorProto]) -> Iterator[NodeProto]:
-    if node.op_type != "Gemm" or node.input[1] not in weights:
-        yield node
-        return
     values: dict[str, Any] = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if values.get("alpha", 1.0) != 1.0 or values.get("beta", 1.0) != 1.0 or values.get("transA", 0):
+    factors = values.get("alpha", 1.0) != 1.0 or values.get("beta", 1.0) != 1.0 or values.get("transA", 0)
+    if node.op_type != "Gemm" or factors or not all(name in weights for name in node.input[1:] if name):
         yield node
         return
     weight = numpy_helper.to_array(weights[node.input[1]])
@@ -122,4 +136,5 @@ def _split(model: ModelProto, node: NodeProto, weights: dict[str, TensorProto]) 
     product = f"{node.output[0]}.product" if has_bias else node.output[0]
     yield helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)
     if has_bias:
-        yield helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias")
+        bias = add_initializer(model, f"{node.name}.negative_bias", -numpy_helper.to_array(weights[node.input[2]]))
+        yield helper.make_node("Sub", [product, bias], [node.output[0]], name=f"{node.name}.bias")
