@@ -108,7 +108,12 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
             name: {
                 "precision": entry.precision,
                 "quantized": list(entry.quantized),
-                "size_bytes": sum(manifest.files[file].size_bytes for file in entry.towers.values()),
+                "size_bytes": sum(
+                    manifest.files[name].size_bytes
+                    for tower in entry.towers.values()
+                    for name in (tower, f"{tower}.data")
+                    if name in manifest.files
+                ),
             }
             for name, entry in manifest.engines.items()
         },
