@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipq.cli.options import add_json, add_quiet, comma_list, write_json_option
-from clipq.errors import GateFailedError, UsageError
+from clipq.cli.options import add_gates, add_json, add_quiet, comma_list, end_on_failure, write_json_option
+from clipq.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,16 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engines", metavar="ENGINE,...", type=comma_list, default=(), help="two engines of one report, or which engines of two reports"
     )
-    parser.add_argument(
-        "--fail-on",
-        metavar="RULE",
-        action="append",
-        default=[],
-        help="end with exit code 3 when this holds, e.g. 'acc1.delta_pp<-1.0'; repeatable",
-    )
-    parser.add_argument(
-        "--require-proof", action="store_true", help="fail as well where the sample is too small to show that a gate passes"
-    )
+    add_gates(parser)
     add_json(parser)
     add_quiet(parser)
 
@@ -44,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     comparison = _compare(args.reports, args.engines)
     comparison["gates"], comparison["verdict"] = [], {}
     if args.fail_on or args.require_proof:
-        comparison["gates"], comparison["verdict"] = judge(comparison, args.fail_on, require_proof=args.require_proof)
+        comparison["gates"], comparison["verdict"] = judge(comparison, args.fail_on)
     if args.json:
         write_json_option(args.json, comparison)
     if args.json != "-":
         print(summary(comparison))
-    _end_on_failure(comparison["gates"], require_proof=args.require_proof)
+    end_on_failure(comparison["gates"], require_proof=args.require_proof)
     return 0
 
 
@@ -67,14 +58,6 @@ def _compare(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
             "--engines with one report needs two engines", found=", ".join(engines), fix="Write --engines ort-fp32,ort-int8-static."
         )
     return between_engines(stored, *engines) if engines else of_one_report(stored)
-
-
-def _end_on_failure(gates: list[dict[str, Any]], *, require_proof: bool) -> None:
-    bad = [gate for gate in gates if gate["outcome"] == "fail" or (require_proof and gate["outcome"] == "unproven")]
-    if bad:
-        shown = "; ".join(f"{gate['engine']}: {gate['why']} ({gate['rule']})" for gate in bad[:3])
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise GateFailedError(f"{len(bad)} of {len(gates)} gates failed: {shown}{more}")
 
 
 def summary(comparison: dict[str, Any]) -> str:

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import Bundle
-from clipq.cli.options import add_json, add_limit, add_output, add_quiet, add_resume, add_seed, comma_list, write_json_option
+from clipq.cli.options import (
+    add_gates,
+    add_json,
+    add_limit,
+    add_output,
+    add_quiet,
+    add_resume,
+    add_seed,
+    comma_list,
+    end_on_failure,
+    write_json_option,
+)
 from clipq.files import locked, reading
 
 
@@ -19,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
-    parser.add_argument(
-        "--fail-on",
-        metavar="RULE",
-        action="append",
-        default=[],
-        help="end with exit code 3 when this holds, e.g. 'acc1.delta_pp<-1.0'; may be given several times",
-    )
+    add_gates(parser)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     speed = parser.add_mutually_exclusive_group()
@@ -62,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
         write_json_option(args.json, report)
     if args.json != "-":
         print(summary(report, args.output))
-    return 3 if args.fail_on and any(gate["outcome"] == "fail" for gate in report["gates"]) else 0
+    if args.fail_on or args.require_proof:
+        end_on_failure(report["gates"], require_proof=args.require_proof)
+    return 0
 
 
 def summary(report: dict[str, Any], folder: Path) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipq import __version__
 from clipq.cli.options import add_json, add_output, add_quiet, add_seed
 from clipq.errors import DataError, UsageError
 from clipq.evaluate.metrics import ood, paired
@@ -25,6 +23,7 @@ from clipq.evaluate.statistics.ood import ood_estimates
 from clipq.evaluate.statistics.significance import minimum_detectable_loss
 from clipq.evaluate.stored import Keys, Stored, read_stored
 from clipq.files import sha256_file, write_json
+from clipq.machine import describe_machine, library_versions, now
 from clipq.progress import note
 
 SCHEMA = "clipq.score/1"
@@ -99,7 +98,9 @@ def _provenance(args: argparse.Namespace) -> dict[str, Any]:
         "files": {role: {"name": path.name, "sha256": sha256_file(path)} for role, path in files.items()},
         "resamples": RESAMPLES,
         "seed": args.seed,
-        "versions": {"clipq": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        "created": now(),
+        "machine": describe_machine(),
+        "versions": library_versions(),
     }
 
 

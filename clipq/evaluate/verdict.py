@@ -4,8 +4,8 @@ Three answers, because a small sample that shows no loss has not shown that ther
 
 * ``do not ship``: the best estimate of at least one gate is beyond its limit. The estimate decides, not the proof of a loss:
   a deployment engineer carries the risk of shipping, so doubt counts against the engine.
-* ``not shown``: nothing failed, but an interval reaches beyond a limit. ``ship`` stays true with a caution that names how many
-  images would settle it; with ``require_proof`` it is false.
+* ``not shown``: nothing failed, but an interval reaches beyond a limit. ``ship`` is false: nobody has shown that it may. A caution
+  names how many images would settle it.
 * ``ship``: every interval is on the good side.
 
 Bootstrap intervals collapse when hardly an image differs, so none is taken to be narrower than the rule of three allows (3 / n).
@@ -24,16 +24,13 @@ DEFAULT_RULES = ("acc1.delta_pp<-1.0", "ece15.delta>0.01", "mcm.auroc.delta<-0.0
 _NOISE = 0.05  # latencies closer than this are equal
 
 
-def judge(
-    report: Mapping[str, Any], rules: Sequence[str] = (), *, require_proof: bool = False
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def judge(report: Mapping[str, Any], rules: Sequence[str] = ()) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Judge every engine but the baseline.
 
     Args:
         report: The report's ``baseline``, ``engines``, ``datasets``, ``results``, ``ood``, ``paired`` and ``bench``; not changed.
         rules: What fails, e.g. ``acc1.delta_pp<-1.0``. Empty: ``DEFAULT_RULES``, of which those that concern nothing measured are
             left out. A rule that was asked for and concerns nothing measured fails.
-        require_proof: An unproven gate keeps an engine from shipping.
 
     Returns:
         ``report["gates"]`` and ``report["verdict"]``.
@@ -47,7 +44,7 @@ def judge(
     verdict = {}
     for engine in engines:
         own = [gate for gate in gates if gate["engine"] == engine]
-        verdict[engine] = _verdict(report, engine, own, failed, require_proof=require_proof)
+        verdict[engine] = _verdict(report, engine, own, failed)
     return gates, verdict
 
 
@@ -62,9 +59,7 @@ def _judge_rule(report: Mapping[str, Any], gate: Gate, *, asked: bool) -> Iterat
             yield judge_reading(gate, Reading(engine, "", "", None, None, None))
 
 
-def _verdict(
-    report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str, Any]], failed: set[str], *, require_proof: bool
-) -> dict[str, Any]:
+def _verdict(report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str, Any]], failed: set[str]) -> dict[str, Any]:
     fails = [gate["why"] for gate in gates if gate["outcome"] == "fail"]
     unproven = [gate["why"] for gate in gates if gate["outcome"] == "unproven"]
     proven = bool(gates) and not unproven
@@ -75,7 +70,7 @@ def _verdict(
     if stronger is not None:
         why.append(_domination(report, engine, stronger))
     return {
-        "ship": not fails and (proven or not require_proof),
+        "ship": proven and not fails,
         "outcome": "do not ship" if fails else "ship" if proven else "not shown",
         "dominated_by": stronger,
         "why": why,

@@ -190,7 +190,7 @@ def test_headline_answers_the_question(outcomes, sentence):
     report, _ = make_example()
     engines = ("ort-fp32", "ort-int8-static")
     verdict = {
-        engine: {"ship": outcome != "do not ship", "outcome": outcome, "why": []} for engine, outcome in zip(engines, outcomes, strict=True)
+        engine: {"ship": outcome == "ship", "outcome": outcome, "why": []} for engine, outcome in zip(engines, outcomes, strict=True)
     }
     assert view.headline({**report, "verdict": verdict}) == sentence
 

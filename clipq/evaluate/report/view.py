@@ -43,8 +43,6 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
     for engine, verdict in report["verdict"].items():
         outcome = verdict.get("outcome") or ("ship" if verdict["ship"] else "do not ship")
         word, sentence = OUTCOMES[outcome]
-        if outcome == "not shown" and not verdict["ship"]:
-            sentence += " Proof was required, so it is held back."
         decisive = {"ship": "", "not shown": "unproven", "do not ship": "fail"}[outcome]
         reasons = [gate["why"] for gate in report["gates"] if gate["engine"] == engine and gate["outcome"] == decisive][:_SHOWN_REASONS]
         more = [reason for reason in verdict["why"] if reason not in reasons]
