@@ -69,7 +69,7 @@ class _Scoring:
 
     def __init__(self, embedded: Embedded, model: ModelEntry, resamples: int, seed: int) -> None:
         self._embedded, self._model = embedded, model
-        self._resampling = {"resamples": resamples, "seed": seed}
+        self._resampling: dict[str, Any] = {"resamples": resamples, "seed": seed}
         self._rows: list[Columns] = []
         self._results: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
