@@ -90,7 +90,7 @@ def eval_seconds(bundle: Path, data: str, engines: list[str], batch_size: int, f
     """Return the wall time and the processor time of the whole command, in a process of its own, into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [CLIPQ, "eval", str(bundle), "--data", data, "--engines", ",".join(engines), "--baseline", engines[0]]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _children_cpu_s()
     subprocess.run(
         [*command, "--batch-size", str(batch_size), "--no-bench", "-q", "-o", str(folder)], check=True, stdout=subprocess.DEVNULL
     )
