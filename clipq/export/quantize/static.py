@@ -39,7 +39,7 @@ def quantize_static(source: Path, target: Path, batches: Iterable[npt.NDArray[An
     split_gemms(model)
     layers, kept = choose_layers(model, source)
     with scratch_folder(target) as folder:
-        write_observed(model, dict.fromkeys(layer.activation for layer in layers), folder / "observed.onnx")
+        write_observed(model, quantized_tensors(layers), folder / "observed.onnx")
         histograms, images = collect(folder / "observed.onnx", batches)
         (folder / "observed.onnx").unlink()
         clips = {name: clip_of(histogram, method) for name, histogram in histograms.items()}
@@ -52,27 +52,44 @@ def quantize_static(source: Path, target: Path, batches: Iterable[npt.NDArray[An
     return {**facts(SCHEME, layers, kept, source, target), "method": method, "images": images, "ranges": ranges}
 
 
+def quantized_tensors(layers: list[Layer]) -> list[str]:
+    """Return the activations that get Q/DQ, each once: what every layer reads, and what convolutions give.
+
+    ONNX Runtime has an INT8 product with a float result but no such convolution: without Q/DQ behind it a convolution computes
+    in FP32, slower than before.
+    """
+    results = [str(layer.node.output[0]) for layer in layers if layer.node.op_type == "Conv"]
+    return list(dict.fromkeys([*(layer.activation for layer in layers), *results]))
+
+
 def insert_qdq(model: ModelProto, layers: list[Layer], clips: Mapping[str, float]) -> None:
-    """Put Q/DQ before each layer's activation, shared where several layers read one tensor, and DQ before its INT8 weight."""
-    before: dict[str, list[NodeProto]] = {layer.node.name: _weight_nodes(model, layer) for layer in layers}
-    seen: set[str] = set()
-    for layer in layers:
-        name = layer.activation
-        if name not in seen:
-            before[layer.node.name] += _activation_nodes(model, name, clips[name])
-            seen.add(name)
-        layer.node.input[0] = f"{name}.dequantized"
-        layer.node.input[1] = f"{layer.node.name}.weight.dequantized"
-    replace_nodes(model, _in_order(model, before))
-
-
-def _in_order(model: ModelProto, before: Mapping[str, list[NodeProto]]) -> Iterator[NodeProto]:
+    """Put Q/DQ behind each quantized activation, one for all its readers among the layers, and DQ before each INT8 weight."""
+    before = {layer.node.name: _weight_node(model, layer) for layer in layers}
+    after = {name: _activation_nodes(model, name, clip) for name, clip in clips.items()}
+    results = {layer.node.output[0] for layer in layers if layer.node.op_type == "Conv"}
     for node in model.graph.node:
-        yield from before.get(node.name, ())
+        for index, name in enumerate(node.input):
+            if name in results:
+                node.input[index] = f"{name}.dequantized"
+    for layer in layers:
+        name = layer.node.input[0]
+        layer.node.input[0] = f"{name}.dequantized" if name in clips else name
+        layer.node.input[1] = f"{layer.node.name}.weight.dequantized"
+    replace_nodes(model, _in_order(model, before, after))
+
+
+def _in_order(model: ModelProto, before: Mapping[str, NodeProto], after: Mapping[str, list[NodeProto]]) -> Iterator[NodeProto]:
+    for value in model.graph.input:
+        yield from after.get(value.name, ())
+    for node in model.graph.node:
+        if node.name in before:
+            yield before[node.name]
         yield node
+        for name in node.output:
+            yield from after.get(name, ())
 
 
-def _weight_nodes(model: ModelProto, layer: Layer) -> list[NodeProto]:
+def _weight_node(model: ModelProto, layer: Layer) -> NodeProto:
     name = f"{layer.node.name}.weight"
     integers, scales = quantize_weight(layer.weight, layer.axis)
     inputs = [
@@ -80,7 +97,7 @@ def _weight_nodes(model: ModelProto, layer: Layer) -> list[NodeProto]:
         add_initializer(model, f"{name}.scale", scales),
         add_initializer(model, f"{name}.zero_point", np.zeros(len(scales), np.int8)),
     ]
-    return [helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=layer.axis)]
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=layer.axis)
 
 
 def _activation_nodes(model: ModelProto, name: str, clip: float) -> list[NodeProto]:
