@@ -78,7 +78,7 @@ def test_splits_share_no_image():
     """Test, calibration and the part of train that the training uses have no picture in common."""
     seen = [{sample.data for sample in open_synthetic("scenes", split).read(range(1500))} for split in ("test", "calibration", "train")]
     assert [len(part) for part in seen] == [1500] * 3
-    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+    assert len(set.union(*seen)) == 4500
 
 
 def test_order_mixes_classes_and_balances_them():
@@ -110,8 +110,7 @@ def test_training_has_the_correlation_that_spurious_breaks():
 def test_robustness_sets_show_the_test_scenes_changed(variant):
     """Image i of an axis has the label of test image i, looks alike, and is not the same."""
     for index in range(0, 300, 7):
-        (label, changed), (same, plain) = picture(variant, "test", index), picture("scenes", "test", index)
-        assert label == same
+        assert picture(variant, "test", index)[0] == picture("scenes", "test", index)[0]
     pairs = [(picture(variant, "test", index)[1], picture("scenes", "test", index)[1]) for index in range(100)]
     changes = [np.abs(changed.astype(int) - plain).mean() for changed, plain in pairs]
     others = [np.abs(pairs[i][0].astype(int) - pairs[i - 30][1]).mean() for i in range(100)]
