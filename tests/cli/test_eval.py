@@ -53,10 +53,19 @@ def test_json_on_stdout_is_only_json(bundle: Path, tmp_path: Path, capsys: pytes
     assert streams.err == ""
 
 
-@pytest.mark.parametrize(("rule", "code"), [("disagreement.value>=0", 3), ("disagreement.value>1", 0), ("nonsense", 2)])
-def test_gates_decide_the_exit_code(bundle: Path, tmp_path: Path, rule: str, code: int) -> None:
-    """A gate that fails ends with 3 after the report was written; one that cannot be read ends with 2 before any work."""
-    assert main(["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), "--fail-on", rule, "-q"]) == code
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--fail-on", "disagreement.value>=0"], 3),
+        (["--fail-on", "disagreement.value>1"], 0),
+        (["--fail-on", "acc1.delta_pp<-4"], 0),
+        (["--fail-on", "acc1.delta_pp<-4", "--require-proof"], 3),
+        (["--fail-on", "nonsense"], 2),
+    ],
+)
+def test_gates_decide_the_exit_code(bundle: Path, tmp_path: Path, options: list[str], code: int) -> None:
+    """A gate that fails (or, with proof required, is not shown) ends with 3, the report is written; nonsense ends with 2 at once."""
+    assert main(["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), *options, "-q"]) == code
     assert (tmp_path / "out" / "report.json").exists() is (code != 2)
 
 
