@@ -1,0 +1,147 @@
+"""The metrics of stored outputs: one file alone, paired against a baseline's, or against OOD samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipq.errors import DataError, UsageError
+from clipq.evaluate.metrics import ood, paired
+from clipq.evaluate.metrics.arrays import Float64
+from clipq.evaluate.metrics.outcomes import Outcomes
+from clipq.evaluate.metrics.probabilities import softmax
+from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate
+from clipq.evaluate.statistics.classification import classification_estimates
+from clipq.evaluate.statistics.ood import ood_estimates
+from clipq.evaluate.statistics.significance import minimum_detectable_loss
+from clipq.evaluate.stored import Keys, Stored, read_stored
+from clipq.files import sha256_file
+from clipq.machine import describe_machine, library_versions, now
+
+SCHEMA = "clipq.score/1"
+SMALL_N = 10_000
+
+
+def score_files(file: Path, keys: Keys, *, baseline: Path | None = None, ood_file: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Return the metrics of a file as a JSON value: METRIC keys at the top, beside schema, provenance, notes, paired and ood.
+
+    Args:
+        file: Stored outputs, ``.npz`` or ``.csv``.
+        keys: Names of the arrays in ``.npz`` files.
+        baseline: Outputs for the same samples; every metric then has a paired delta.
+        ood_file: Outputs for OOD samples.
+        seed: Of the resamples.
+
+    Raises:
+        UsageError: A file is not there, or of another kind.
+        RefusedError: A file is, or holds, a pickle.
+        DataError: A file cannot be read, or its arrays are not what their names say.
+    """
+    result: dict[str, Any] = {"schema": SCHEMA, "provenance": _provenance({"file": file, "baseline": baseline, "ood": ood_file}, seed)}
+    engine = read_stored(file, keys)
+    outcomes = engine.outcomes()
+    reference = read_stored(baseline, keys) if baseline else None
+    before = reference.outcomes() if reference else None
+    estimates = classification_estimates(before, outcomes, seed=seed)
+    result |= {name: _as_json(estimate) for name, estimate in estimates.items()}
+    if reference is not None and before is not None:
+        result["paired"] = _paired(reference, engine, before, outcomes)
+    if ood_file:
+        result["ood"] = _ood(engine, read_stored(ood_file, keys, labelled=False), seed)
+    result["notes"] = _notes(outcomes, estimates, before)
+    return result
+
+
+def _provenance(named: Mapping[str, Path | None], seed: int) -> dict[str, Any]:
+    files = {role: path for role, path in named.items() if path is not None}
+    for path in files.values():
+        if not path.is_file():
+            raise UsageError(f"no file at {path}", expected="an .npz or .csv file")
+    return {
+        "files": {role: {"name": path.name, "sha256": sha256_file(path)} for role, path in files.items()},
+        "resamples": RESAMPLES,
+        "seed": seed,
+        "created": now(),
+        "machine": describe_machine(),
+        "versions": library_versions(),
+    }
+
+
+def _as_json(estimate: Estimate) -> dict[str, Any]:
+    """Return the fields of an estimate; a value that JSON cannot hold (an infinite NLL) becomes null."""
+    fields: dict[str, Any] = {"value": estimate.value if math.isfinite(estimate.value) else None}
+    fields |= {"ci95": list(estimate.ci95) if estimate.ci95 else None, "n": estimate.n}
+    if estimate.delta is not None:
+        interval = list(estimate.delta_ci95) if estimate.delta_ci95 else None
+        fields |= {"delta": estimate.delta, "delta_ci95": interval, "p_value": estimate.p_value}
+    return fields
+
+
+def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes) -> dict[str, float]:
+    flips = paired.flips(after.labels, before.predictions, after.predictions)
+    values = {
+        "disagreement": paired.disagreement(before.predictions, after.predictions),
+        "flips": flips.flips,
+        "flips_pos_to_neg": flips.correct_to_wrong,
+        "flips_neg_to_pos": flips.wrong_to_correct,
+    }
+    if baseline.logits is not None and engine.logits is not None:
+        values["js_divergence"] = paired.js_divergence(softmax(baseline.logits), softmax(engine.logits))
+    elif baseline.probabilities is not None and engine.probabilities is not None:
+        values["js_divergence"] = paired.js_divergence(baseline.probabilities, engine.probabilities)
+    values["minimum_detectable_loss"] = minimum_detectable_loss(len(after), flips.flips)
+    return values
+
+
+def _ood(inside: Stored, outside: Stored, seed: int) -> dict[str, Any]:
+    id_scores, ood_scores = _ood_scores(inside), _ood_scores(outside)
+    shared = [name for name in id_scores if name in ood_scores]
+    if len(shared) != len(id_scores) or len(shared) != len(ood_scores):
+        raise DataError(
+            "FILE and --ood hold different things",
+            found=f"scores {', '.join(id_scores)} and {', '.join(ood_scores)}",
+            expected="both logits, both probabilities or both .csv",
+        )
+    report: dict[str, Any] = {}
+    for name in shared:
+        estimates = ood_estimates(None, (id_scores[name], ood_scores[name]), seed=seed)
+        report[name] = {metric: _as_json(estimate) for metric, estimate in estimates.items()}
+    sizes = {"n_id": len(next(iter(id_scores.values()))), "n_ood": len(next(iter(ood_scores.values())))}
+    return {**sizes, "scores": report}
+
+
+def _ood_scores(stored: Stored) -> dict[str, Float64]:
+    """Return SCORE key -> ood_score, as many as the file allows; MCM needs cosines, which no file holds."""
+    if stored.logits is not None:
+        functions = {"msp": ood.msp, "maxlogit": ood.maxlogit, "energy": ood.energy, "entropy": ood.entropy}
+        return {name: function(stored.logits) for name, function in functions.items()}
+    if stored.probabilities is not None:
+        return {
+            "msp": ood.msp_from_probabilities(stored.probabilities),
+            "entropy": ood.entropy_from_probabilities(stored.probabilities),
+        }
+    assert stored.confidence is not None
+    return {"msp": -stored.confidence}
+
+
+def _notes(outcomes: Outcomes, estimates: Mapping[str, Estimate], before: Outcomes | None) -> list[str]:
+    n, notes = len(outcomes), []
+    by_chance = 0.9 / math.sqrt(n)  # 0.061, 0.029, 0.013, 0.004 at n = 200, 1,000, 5,000, 50,000
+    if n < SMALL_N or estimates["ece15"].value < 2 * by_chance:
+        notes.append(
+            f"n = {n:,}: a perfectly calibrated model would show an ece15 of about {by_chance:.3f}; "
+            "ECE is biased upward, and its interval too, so look at ece_debiased and at paired deltas."
+        )
+    if outcomes.nll is not None and not np.isfinite(outcomes.nll).all():
+        zeros = int(np.count_nonzero(np.isinf(outcomes.nll)))
+        notes.append(f"nll is infinite: {zeros:,} of {n:,} samples give their label a probability of exactly 0; nothing is clipped.")
+    if outcomes.nll is None:
+        notes.append("true_label, pred_label and confidence allow no acc5, nll, brier, ece_classwise and temperature.")
+    if before is not None:
+        loss = minimum_detectable_loss(n, float(np.mean(before.correct != outcomes.correct)))
+        notes.append(f"the smallest accuracy difference that these samples would show (80 % power) is {loss:.4f}.")
+    return notes
