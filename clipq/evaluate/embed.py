@@ -137,7 +137,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], streams:
 
 def _behind(engines: Mapping[str, Engine], stores: Mapping[str, Store]) -> list[tuple[Engine, Store]]:
     """Return each unfinished store once, with an engine that fills it."""
-    unfinished = {stores[name].folder: (engine, stores[name]) for name, engine in engines.items() if not stores[name].finished}
+    unfinished: dict[Path, tuple[Engine, Store]] = {}
+    for name, engine in engines.items():
+        if not stores[name].finished:
+            unfinished.setdefault(stores[name].folder, (engine, stores[name]))
     return list(unfinished.values())
 
 
