@@ -18,6 +18,7 @@ from clipq.engines.base import Tower
 from clipq.engines.onnxruntime.run import INPUT_NAMES, OUTPUT_NAME
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.errors import ClipqError, ExportError
+from clipq.export.attention import plain_attention
 from clipq.export.quantize.graph import publish, save_graph, scratch_folder
 
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the first with LayerNormalization as one operator
@@ -61,7 +62,7 @@ class _Tower(torch.nn.Module):
 def _trace(checkpoint: Checkpoint, tower: Tower, path: Path) -> None:
     module = _Tower(checkpoint.model, tower).eval()
     try:
-        with _exportable(), warnings.catch_warnings():
+        with _exportable(), plain_attention(checkpoint.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of shapes it takes as fixed; the parity gate tries other batches
             torch.onnx.export(
                 module,
