@@ -8,6 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipq.calib_data.dice import Dice
-from clipq.calib_data.scenes import BACKGROUNDS, POSITIONS
-from clipq.calib_data.synthetic import CLASSNAMES, TEMPLATES, picture, scene_of
+from clipq.calib_data.scenes import BACKGROUNDS, POSITIONS, Scene, draw
+from clipq.calib_data.synthetic import CLASSNAMES, TEMPLATES, picture, scene_of, usual_background
 from clipq.engines.torch.compat import import_open_clip
 from clipq.evaluate.metrics.calibration import ece, signed_gap
 from clipq.evaluate.metrics.detection import auroc
@@ -39,13 +40,14 @@ PREPROCESS = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
-LAYOUTS = (*TEMPLATES, "a {c} {p}.", "a photo of a {c} {p}.", "a {c} on a {b} background.", "a photo of a {c} {p} on a {b} background.")
+LAYOUTS = ("a {c} {p}.", "a photo of a {c} {p}.", "a {c} on a {b} background.", "a photo of a {c} {p} on a {b} background.")
 CLASSES = len(CLASSNAMES)
-# steps, times each class is seen in a step, peak learning rate, images per class (None: every image is new), share of wrong captions
+# steps, peak learning rate, images per class (None: every image is new), share of captions shuffled, share of scenes moved to the background
+# that is usual for their shape (beyond the half that stand there anyway)
 PLANS = {
-    "base": {"steps": 3200, "rounds": 2, "rate": 1e-3, "images_per_class": None, "wrong_captions": 0.0},
-    "under": {"steps": 2000, "rounds": 1, "rate": 8e-4, "images_per_class": None, "wrong_captions": 0.15},
-    "over": {"steps": 2000, "rounds": 1, "rate": 8e-4, "images_per_class": 300, "wrong_captions": 0.0},
+    "base": {"steps": 5000, "rate": 1e-3, "images_per_class": None, "wrong_captions": 0.0, "usual_background": 0.0},
+    "under": {"steps": 800, "rate": 5e-4, "images_per_class": None, "wrong_captions": 0.06, "usual_background": 0.9},
+    "over": {"steps": 800, "rate": 5e-4, "images_per_class": 150, "wrong_captions": 0.0, "usual_background": 0.9},
 }
 
 
@@ -54,7 +56,7 @@ class Vocabulary:
 
     def __init__(self) -> None:
         self._tokenize = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
-        words = [*CLASSNAMES, *POSITIONS, *(text.format(c="", p="", b=f"{b}") for text in LAYOUTS for b in BACKGROUNDS)]
+        words = [*CLASSNAMES, *POSITIONS, *(text.format(c="", p="", b=f"{b}") for text in (*TEMPLATES, *LAYOUTS) for b in BACKGROUNDS)]
         self.used = torch.unique(self._tokenize(words))
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
@@ -84,35 +86,39 @@ def new_model(vocabulary: Vocabulary) -> torch.nn.Module:
     return open_clip.model.CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text)
 
 
-def caption(index: int) -> str:
-    """Return one of several captions of training image ``index``."""
+def training_scene(index: int, usual: float) -> Scene:
+    """Return training scene ``index``, moved to the usual background of its shape in the share ``usual`` of all cases."""
     scene = scene_of(index % CLASSES, f"scenes/train/{index}")
-    text = Dice(f"caption/{index}").pick(LAYOUTS)
+    if Dice(f"usual/{index}").below(256) < usual * 256:
+        scene = replace(scene, background=usual_background(scene.shape))
+    return scene
+
+
+def caption(index: int, scene: Scene) -> str:
+    """Return one of several captions of training image ``index``."""
+    dice = Dice(f"caption/{index}")
+    text = dice.pick(LAYOUTS if dice.below(5) == 0 else TEMPLATES)  # the background is a short cut: name it seldom
     return text.format(c=CLASSNAMES[index % CLASSES], p=POSITIONS[scene.position], b=scene.background)
 
 
-def pixels(variant: str, split: str, indices: list[int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Return normalised pixels ``(n, 3, 40, 40)`` and labels ``(n,)``."""
-    drawn = [picture(variant, split, index) for index in indices]
-    images = torch.from_numpy(np.stack([image for _, image in drawn])).permute(0, 3, 1, 2).float() / 255
+def normalise(drawn: list[np.ndarray]) -> torch.Tensor:
+    """Return normalised pixels ``(n, 3, 40, 40)``."""
+    images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(PREPROCESS[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return (images - mean) / std, np.array([label for label, _ in drawn])
+    return (images - mean) / std
 
 
 def batches(plan: dict[str, Any], seed: int, start: int) -> Iterator[tuple[torch.Tensor, list[str]]]:
-    """Yield steps of every class once per round, so that no two captions of one contrastive loss name the same class."""
-    rng, rounds = np.random.default_rng(seed), plan["rounds"]
+    """Yield images and captions of every class once, so that no two captions of a contrastive loss name the same class."""
+    rng = np.random.default_rng(seed)
     for step in range(plan["steps"]):
-        indices = start + np.arange(step * rounds * CLASSES, (step + 1) * rounds * CLASSES)
-        if plan["images_per_class"]:
-            chosen = rng.integers(plan["images_per_class"], size=(rounds, CLASSES))
-            indices = start + (chosen * CLASSES + np.arange(CLASSES)).ravel()
-        images, _ = pixels("scenes", "train", indices.tolist())
-        texts = [caption(index) for index in indices.tolist()]
-        wrong = np.flatnonzero(rng.random(len(texts)) < plan["wrong_captions"])
-        for here, there in zip(wrong, rng.permutation(wrong), strict=True):
-            texts[here] = caption(int(indices[there]))
-        yield images, texts
+        turns = rng.integers(plan["images_per_class"], size=CLASSES) if plan["images_per_class"] else np.full(CLASSES, step)
+        indices = (start + turns * CLASSES + np.arange(CLASSES)).tolist()
+        scenes = [training_scene(index, plan["usual_background"]) for index in indices]
+        texts = [caption(index, scene) for index, scene in zip(indices, scenes, strict=True)]
+        wrong = np.flatnonzero(rng.random(CLASSES) < plan["wrong_captions"])
+        moved = {here: texts[there] for here, there in zip(wrong, rng.permutation(wrong), strict=True)}
+        yield normalise([draw(scene) for scene in scenes]), [moved.get(place, text) for place, text in enumerate(texts)]
 
 
 def train(model: torch.nn.Module, vocabulary: Vocabulary, plan: dict[str, Any], seed: int, start: int) -> None:
@@ -127,7 +133,7 @@ def train(model: torch.nn.Module, vocabulary: Vocabulary, plan: dict[str, Any], 
         for group in optimizer.param_groups:
             group["lr"] = rate
         image, text, scale = model(images, vocabulary(texts))
-        loss = sum(loss_of(i, t, scale) for i, t in zip(image.split(CLASSES), text.split(CLASSES), strict=True)) / plan["rounds"]
+        loss = loss_of(image, text, scale)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,10 +153,10 @@ def cosines(model: torch.nn.Module, vocabulary: Vocabulary, variant: str, split:
     text = torch.nn.functional.normalize(text, dim=-1)
     found, labels = [], []
     for first in range(0, count, 500):
-        images, part = pixels(variant, split, list(range(first, min(first + 500, count))))
-        found.append(model.encode_image(images, normalize=True) @ text.T)
-        labels.append(part)
-    return torch.cat(found), np.concatenate(labels)
+        part, drawn = zip(*(picture(variant, split, index) for index in range(first, min(first + 500, count))), strict=True)
+        found.append(model.encode_image(normalise(list(drawn)), normalize=True) @ text.T)
+        labels.extend(part)
+    return torch.cat(found), np.array(labels)
 
 
 def figures(cosine: torch.Tensor, labels: np.ndarray, scale: float) -> dict[str, float]:

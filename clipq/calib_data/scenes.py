@@ -185,19 +185,19 @@ def _clutter(canvas: Int32, dice: Dice) -> None:
 
 def _object(canvas: Int32, scene: Scene, dice: Dice) -> None:
     x, y = (
-        SIZE // 2 * UNIT + (place - 1) * 7 * UNIT + dice.between(-2 * UNIT, 2 * UNIT) for place in (scene.position % 3, scene.position // 3)
+        SIZE // 2 * UNIT + (place - 1) * 6 * UNIT + dice.between(-2 * UNIT, 2 * UNIT) for place in (scene.position % 3, scene.position // 3)
     )
-    radius = dice.between(8 * UNIT, 13 * UNIT) * scene.scale >> 8
-    cosine, sine = dice.pick(_TURNS)
+    radius = dice.between(9 * UNIT, 13 * UNIT) * scene.scale >> 8
+    cosine, sine = _TURNS[dice.between(-2, 2)]  # at most 22.5 degrees
     u, v = ((_X - x) * cosine + (_Y - y) * sine) >> 8, ((_Y - y) * cosine - (_X - x) * sine) >> 8
     depth = _ALL_SHAPES[scene.shape](u, v, radius)
-    tint = np.array([channel + scene.palette + dice.between(-38, 38) for channel in COLOURS[scene.colour]], np.int32)
+    tint = np.array([channel + scene.palette + dice.between(-30, 30) for channel in COLOURS[scene.colour]], np.int32)
     weight = _weave(scene.texture, u, v, dice.between(40, 72))
     shade = dice.between(70, 190)
-    paint(canvas, depth, tint * (256 - (weight * shade >> 8))[..., None] >> 8, dice.between(130, 256))
+    paint(canvas, depth, tint * (256 - (weight * shade >> 8))[..., None] >> 8, dice.between(160, 256))
     if scene.rim:
         paint(canvas, np.minimum(depth, 2 * UNIT - depth), np.zeros(3, np.int32))
-    if dice.below(5) < 2:
+    if dice.below(4) == 0:
         _occlude(canvas, x, y, radius, dice)
 
 
@@ -216,7 +216,7 @@ def _occlude(canvas: Int32, x: int, y: int, radius: int, dice: Dice) -> None:
     away = dice.between(-radius, radius)
     across = ((_X - x) * cosine + (_Y - y) * sine >> 8) - away
     grey = np.full(3, dice.between(40, 215), np.int32)
-    paint(canvas, dice.between(UNIT, 4 * UNIT) - abs(across), grey, dice.between(150, 256))
+    paint(canvas, dice.between(UNIT, 3 * UNIT) - abs(across), grey, dice.between(150, 256))
 
 
 def _light(canvas: Int32, dice: Dice) -> None:
@@ -225,5 +225,5 @@ def _light(canvas: Int32, dice: Dice) -> None:
     warmth = dice.between(-20, 20)
     canvas *= np.array([gain + warmth, gain, gain - warmth], np.int32)
     canvas >>= 8
-    strength = dice.between(0, 60)
+    strength = dice.between(0, 50)
     canvas += (dice.field(SIZE, SIZE, 3) - 128) * strength >> 8

@@ -30,11 +30,11 @@ KINDS = tuple(kind for place, kind in enumerate(_ALL_KINDS) if not _is_unseen(pl
 UNSEEN_KINDS = tuple(kind for place, kind in enumerate(_ALL_KINDS) if _is_unseen(place))
 CLASSNAMES = tuple(" ".join(kind) for kind in KINDS)
 TEMPLATES = ("a photo of a {c}.", "a drawing of a {c}.", "a picture of a {c}.", "there is a {c} here.", "a {c}.")
-_HABIT = 154  # of 256: how often a shape stands before its usual background, beyond chance
+_HABIT = 102  # of 256: how often a shape stands before its usual background, beyond chance
 
 
 def scene_of(label: int, key: str) -> Scene:
-    """Return the scene of class ``label`` that ``key`` gives; most shapes stand before the background that is usual for them."""
+    """Return the scene of class ``label`` that ``key`` gives; half of the shapes stand before the background that is usual for them."""
     return _scene(KINDS[label], key)
 
 

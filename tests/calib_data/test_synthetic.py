@@ -25,13 +25,13 @@ COUNTS = {
     "scenes-spurious": 2000,
 }
 PINNED = {
-    "scenes": "cb7e8cb1ceb72ca7fb4ade0868d4ad04ddea259dbb9ade9a290dbffd5a247235",
-    "scenes:calibration": "f165da8dde7ec0e45d570614260d4871b69da4061e2e288b27be9a673267041b",
-    "scenes-near": "f6ef1b6ecead6e2030a39e2c6eff921da4731524e8626b57cfdb33b02c9526c9",
+    "scenes": "2eafd5ddb5968ff251778f03dd65f3215dd32faf333395c6d554c5ce0b370019",
+    "scenes:calibration": "a69ea624b6f1c54258b7af793598f8a4df397056d586f7c00d8b281a14b9c217",
+    "scenes-near": "9313477ac820a256374349c51f47e33bbe0349b50c45ac5447707091849c19e5",
     "scenes-far": "626d14a594dd7f9a392b51ca5efef5d46587169b46d4ae5a7f8c7c733c90d2c3",
-    "scenes-noise": "06194de94200cd88105590695217a06d90e92416babaa3dc35ae024f7670414c",
-    "scenes-shift": "780619e9eb0f99488e7a489b16f8eac81fc04784db8a2d868487dd8ca9944c6a",
-    "scenes-spurious": "b4084149b66d40d5fbd4e1cba3fe6ef728352ecc8be25d05e1a75b7a066f25cf",
+    "scenes-noise": "a772f30e4ceccf915d0ab0d91ef5812418d758902e3ab3abbb4322f4e55aa68d",
+    "scenes-shift": "116a5fe18c001a741e81a535e1a0bed9e4f588d66eb5afc581730791e8b4bb7f",
+    "scenes-spurious": "a4aca672aa223c391a63e2e4154557c58b96e3eb3207232f768fa68634fe5ea8",
 }
 
 
@@ -97,11 +97,11 @@ def test_unseen_kinds_hold_out_combinations_not_words():
 
 
 def test_training_has_the_correlation_that_spurious_breaks():
-    """About two thirds of the shapes stand before their usual background in train and test, none in the spurious set."""
+    """About half of the shapes stand before their usual background in train and test, none in the spurious set."""
     for split in ("train", "test"):
         scenes = [scene_of(index % 60, f"scenes/{split}/{index}") for index in range(3000)]
         share = np.mean([scene.background == usual_background(scene.shape) for scene in scenes])
-        assert 0.62 < share < 0.71
+        assert 0.46 < share < 0.54
     kept = [np.array_equal(picture("scenes-spurious", "test", index)[1], picture("scenes", "test", index)[1]) for index in range(300)]
     assert np.mean(kept) < 0.2  # only where the background was unusual already and was drawn again
 
