@@ -42,8 +42,8 @@ PREPROCESS = {
 }
 LAYOUTS = ("a {c} {p}.", "a photo of a {c} {p}.", "a {c} on a {b} background.", "a photo of a {c} {p} on a {b} background.")
 CLASSES = len(CLASSNAMES)
-# steps, peak learning rate, images per class (None: every image is new), share of captions shuffled, share of scenes moved to the background
-# that is usual for their shape (beyond the half that stand there anyway)
+# steps, peak learning rate, images per class (None: every image is new), share of captions shuffled, share of scenes moved to the
+# background that is usual for their shape (beyond the half that stand there anyway)
 PLANS = {
     "base": {"steps": 5000, "rate": 1e-3, "images_per_class": None, "wrong_captions": 0.0, "usual_background": 0.0},
     "under": {"steps": 800, "rate": 5e-4, "images_per_class": None, "wrong_captions": 0.06, "usual_background": 0.9},
