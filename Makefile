@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup check test slow demo edge clean
+.PHONY: help setup check test demo edge clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -26,9 +26,6 @@ check: setup  ## style, types, import contracts
 
 test: check  ## check, then every test that is not slow
 	$(BIN)/pytest -n 2 --dist loadfile
-
-slow: setup  ## the long tests
-	$(BIN)/pytest -m slow
 
 demo: setup  ## export, quantize and judge the embedded model; the report is out/demo/report.html
 	$(BIN)/clipq demo -o out/demo
