@@ -14,6 +14,7 @@ from clipq.files import sha256_file, write_json
 
 SCHEMA = "clipq.bundle/1"
 MANIFEST = "manifest.json"
+PLAN_SUFFIX = ".plan"  # an engine built for one device: executable code
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,10 @@ class EngineEntry:
         runtime: ``torch``, ``onnxruntime``, ...
         provider: What must compute, e.g. ``CPUExecutionProvider``.
         precision: ``fp32``, ``int8``, ...
-        towers: Tower name to file name in the bundle; empty for the engine that loads the checkpoint itself.
+        towers: Tower name to the file that runs; empty for the engine that loads the checkpoint itself, and for one whose plans are
+            still to be built on the target.
         quantized: The towers that are quantized.
+        graphs: Tower name to the portable graph that a plan is built from; empty where the graph itself runs.
     """
 
     runtime: str
@@ -63,6 +66,7 @@ class EngineEntry:
     precision: str
     towers: Mapping[str, str] = field(default_factory=dict)
     quantized: tuple[str, ...] = ()
+    graphs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,19 @@ class Manifest:
 class Bundle:
     """A bundle on disk, opened for reading: no file leaves it unchecked."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, trust_plans: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._trust_plans = trust_plans
         self._checked: set[str] = set()
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path, *, trust_plans: bool = False) -> Bundle:
         """Read a bundle's manifest.
+
+        Args:
+            folder: Where it is.
+            trust_plans: Let plans pass whose hash the manifest does not name. A plan is code that runs on this machine.
 
         Raises:
             UsageError: There is no bundle at ``folder``.
@@ -106,7 +115,7 @@ class Bundle:
             raise RefusedError(
                 f"{path} has an unknown schema", found=schema, expected=SCHEMA, fix="Use the clipq that wrote it, or export again."
             )
-        return cls(folder, _manifest_from_json(value, path))
+        return cls(folder, _manifest_from_json(value, path), trust_plans=trust_plans)
 
     def engine(self, engine_id: str) -> EngineEntry:
         """Return an engine's entry.
@@ -129,7 +138,8 @@ class Bundle:
             raise RefusedError(f"{name} is not named by the manifest of {self.folder}", fix="Export the bundle again.")
         path = contained(self.folder, name)
         if name not in self._checked:
-            _check_hash(path, entry)
+            if not (self._trust_plans and name.endswith(PLAN_SUFFIX) and path.is_file()):
+                _check_hash(path, entry)
             self._checked.add(name)
         return path
 

@@ -11,6 +11,9 @@ from clipq.files import sha256_json
 CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 CALIBRATION_METHODS: tuple[str, ...] = get_args(CalibrationMethod)
 TOWERS = ("image", "text")
+AttentionPrecision = Literal["fp16", "int8"]
+ATTENTION_PRECISIONS: tuple[str, ...] = get_args(AttentionPrecision)
+COMPATIBILITIES = ("version", "hardware")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,19 @@ class Recipe:
     Attributes:
         model: Canonical model id.
         engines: Engine ids to make.
-        towers: The towers that INT8 engines quantize; the others stay FP32.
+        towers: The towers that get an engine's precision; the others stay FP32.
         calib: Data id of the calibration images; empty when no engine needs any.
         calib_n: Number of calibration images.
         calib_method: How activation ranges are chosen.
         calib_sampling: ``random`` or ``balanced`` (the same number per class).
+        mha: Products of attention in static INT8: ``int8`` quantizes them, ``fp16`` leaves them to the precision of the rest.
+        sensitivity: Rank the blocks by the damage of quantizing each alone.
+        max_drop: Bounds ``METRIC=VALUE``; blocks stay unquantized, the most damaging first, until the calibration images hold them.
+        calib_ood: Data id of OOD images for ``fpr95`` in ``max_drop`` and ``sensitivity``; never of those you evaluate on.
+        batch: Smallest, usual and largest batch of a plan.
+        graphs_only: Make the portable graphs of planned engines; their plans are built later, on the target.
+        compatibility: ``version`` and ``hardware``: plans that other TensorRT versions, other GPUs can load, at some cost in speed.
+        compute_capabilities: GPUs that TensorRT-RTX builds for, e.g. ``8.9``; empty for its portable default.
         seed: Seed of the sampling.
         version: Version of this record's meaning.
     """
@@ -36,15 +47,28 @@ class Recipe:
     calib_n: int = 512
     calib_method: CalibrationMethod = "percentile"
     calib_sampling: Literal["random", "balanced"] = "random"
+    mha: AttentionPrecision = "fp16"
+    sensitivity: bool = False
+    max_drop: tuple[str, ...] = ()
+    calib_ood: str = ""
+    batch: tuple[int, int, int] = (1, 32, 128)
+    graphs_only: bool = False
+    compatibility: tuple[str, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
     seed: int = 0
     version: int = 1
 
     def __post_init__(self) -> None:
         if self.calib_method not in CALIBRATION_METHODS:
             raise unknown_name("calibration method", self.calib_method, CALIBRATION_METHODS)
-        for tower in self.towers:
-            if tower not in TOWERS:
-                raise unknown_name("tower", tower, TOWERS)
+        if self.mha not in ATTENTION_PRECISIONS:
+            raise unknown_name("precision of attention", self.mha, ATTENTION_PRECISIONS)
+        for kind, names, known in (("tower", self.towers, TOWERS), ("compatibility", self.compatibility, COMPATIBILITIES)):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise UsageError("--batch is wrong", found=",".join(map(str, self.batch)), expected="smallest,usual,largest, e.g. 1,32,128")
         if self.calib_n < 1:
             raise UsageError("--calib-n is too small", found=self.calib_n, expected="at least 1")
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from clipq.engines.proof import TowerProof
 from clipq.errors import EngineError
 
 Tower = Literal["image", "text"]
@@ -96,6 +97,11 @@ class Engine(ABC):
                 fix="Export this engine again with another precision or calibration method.",
             )
         return output
+
+    def prove(self, tower: Tower) -> TowerProof | None:
+        """Return the layers that really run in an opened engine's tower, or None where the runtime cannot tell."""
+        del tower
+        return None
 
     @abstractmethod
     def _open(self) -> None:

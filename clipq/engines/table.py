@@ -1,19 +1,68 @@
-"""The engines by id: each loaded only when it is opened."""
+"""The engines by id: what each is made of, and the class that runs it, loaded only when it is opened."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 
 from clipq.artifact import Bundle
 from clipq.engines.base import Engine
 from clipq.errors import unknown_name
 
-# Each class has from_bundle(bundle, engine_id, threads) -> Engine.
-ENGINES: dict[str, str] = {
-    "torch-fp32": "clipq.engines.torch.run:TorchEngine",
-    "ort-fp32": "clipq.engines.onnxruntime.run:OrtEngine",
-    "ort-int8-dynamic": "clipq.engines.onnxruntime.run:OrtEngine",
-    "ort-int8-static": "clipq.engines.onnxruntime.run:OrtEngine",
+_TORCH = "clipq.engines.torch.run:TorchEngine"
+_ORT = "clipq.engines.onnxruntime.run:OrtEngine"
+_TENSORRT = "clipq.engines.tensorrt.run:TensorrtEngine"
+_CPU, _CUDA, _TRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PLANNED = ("tensorrt", "tensorrt-rtx")  # runtimes that run a plan built on the target, not the portable graph itself
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an engine id means.
+
+    Attributes:
+        loader: ``module:Class``; the class has ``from_bundle(bundle, engine_id, threads) -> Engine``.
+        runtime: ``torch``, ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
+        provider: What must compute: an ONNX Runtime provider, ``cpu`` for torch, ``cuda`` for a plan.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``: of the towers the recipe names; the others are FP32.
+        graph: Kind of the portable graph of those towers, ``towers/<tower>.<graph>.onnx``; empty for torch.
+        graph_tensorrt8: The graph that TensorRT 8 takes instead: it reads no opset above 17. Empty when it is the same one.
+    """
+
+    loader: str
+    runtime: str
+    provider: str
+    precision: str
+    graph: str
+    graph_tensorrt8: str = ""
+
+    @property
+    def planned(self) -> bool:
+        """Whether a plan is built from the graph on the target."""
+        return self.runtime in PLANNED
+
+
+def _plans(runtime: str) -> dict[str, Kind]:
+    prefix = {"tensorrt": "trt", "tensorrt-rtx": "trtrtx"}[runtime]
+    kinds = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8-fp16", "fp8": "fp8-fp16"}
+    return {
+        f"{prefix}-{precision}": Kind(_TENSORRT, runtime, "cuda", precision, graph, "int8" if precision == "int8" else "")
+        for precision, graph in kinds.items()
+    }
+
+
+ENGINES: dict[str, Kind] = {
+    "torch-fp32": Kind(_TORCH, "torch", "cpu", "fp32", ""),
+    "ort-fp32": Kind(_ORT, "onnxruntime", _CPU, "fp32", "fp32"),
+    "ort-int8-dynamic": Kind(_ORT, "onnxruntime", _CPU, "int8", "int8-dynamic"),
+    "ort-int8-static": Kind(_ORT, "onnxruntime", _CPU, "int8", "int8"),
+    "ort-cuda-fp32": Kind(_ORT, "onnxruntime", _CUDA, "fp32", "fp32"),
+    "ort-cuda-fp16": Kind(_ORT, "onnxruntime", _CUDA, "fp16", "fp16"),
+    "ort-trt-fp32": Kind(_ORT, "onnxruntime", _TRT_PROVIDER, "fp32", "fp32"),
+    "ort-trt-fp16": Kind(_ORT, "onnxruntime", _TRT_PROVIDER, "fp16", "fp16"),
+    "ort-trt-int8": Kind(_ORT, "onnxruntime", _TRT_PROVIDER, "int8", "int8-fp16"),
+    **_plans("tensorrt"),
+    **_plans("tensorrt-rtx"),
 }
 
 
@@ -28,12 +77,12 @@ def open_engine(bundle: Bundle, engine_id: str, threads: int | None = None, *, s
 
     Raises:
         UsageError: The id is unknown to this tool or to the bundle.
-        MissingRuntimeError: The runtime is not installed.
+        MissingRuntimeError: The runtime or its device is not here.
         RefusedError: A file is not what the manifest says.
     """
     if engine_id not in ENGINES:
         raise unknown_name("engine", engine_id, ENGINES)
-    module, name = ENGINES[engine_id].split(":")
+    module, name = ENGINES[engine_id].loader.split(":")
     engine: Engine = getattr(importlib.import_module(module), name).from_bundle(bundle, engine_id, threads)
     engine.shares_cores = shares_cores
     return engine
