@@ -71,7 +71,10 @@ class EngineEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole of ``manifest.json``; ``recipe``, ``versions`` and ``device`` are plain JSON values."""
+    """The whole of ``manifest.json``; ``recipe``, ``versions`` and ``device`` are plain JSON values.
+
+    ``parent_sha256`` is the hash of the manifest that a rebuilt bundle was made from; empty for an export.
+    """
 
     model: ModelEntry
     files: Mapping[str, FileEntry]
@@ -80,6 +83,7 @@ class Manifest:
     recipe_sha256: str
     versions: Mapping[str, str]
     device: Mapping[str, Any]
+    parent_sha256: str = ""
 
 
 class Bundle:
@@ -196,6 +200,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "model": _plain(manifest.model),
             "recipe": dict(manifest.recipe),
             "recipe_sha256": manifest.recipe_sha256,
+            "parent_sha256": manifest.parent_sha256,
             "versions": dict(manifest.versions),
             "device": dict(manifest.device),
             "engines": {name: _plain(entry) for name, entry in manifest.engines.items()},
@@ -219,6 +224,7 @@ def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
             recipe_sha256=value["recipe_sha256"],
             versions=value["versions"],
             device=value["device"],
+            parent_sha256=value.get("parent_sha256", ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise RefusedError(f"{path} is incomplete", found=error, fix="Export the bundle again.") from error

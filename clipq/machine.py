@@ -24,6 +24,9 @@ DISTRIBUTIONS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt_rtx_cu13_libs",
+    "cuda-python",
+    "pycuda",
 )
 
 
