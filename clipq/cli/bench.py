@@ -18,8 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     parser.add_argument("--bench-seconds", metavar="S", type=float, default=5.0, help="time per engine and scenario (default: 5)")
+    parser.add_argument("--batch", metavar="N,...", type=_batch_sizes, default=(1, 32), help="images of one call (default: 1,32)")
     add_json(parser)
     add_quiet(parser)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in comma_list(text))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = Bundle.open(args.bundle)
     with reading(args.bundle):
-        record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds)
+        record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds, batch_sizes=args.batch)
     if args.output:
         with locked(args.output):
             write_json(args.output / "bench.json", record)
@@ -43,16 +48,23 @@ def table(record: dict[str, Any]) -> str:
     """Return one line per engine and scenario, with a note on how it was measured."""
     from clipq.evaluate.report.format import quantity
 
-    lines = [f"{'engine':<18}{'scenario':<11}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
+    lines = [f"{'engine':<18}{'scenario':<19}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
     for engine_id, scenarios in record["bench"].items():
         for name, values in scenarios.items():
             if name == "artefact":
                 continue
             times = "".join(f"{quantity(values[key], 'seconds'):>10}" for key in ("p50_s", "p90_s", "p99_s"))
-            lines.append(f"{engine_id:<18}{name:<11}{times}{values['images_per_s']:>10.1f}{values['n']:>6}")
+            lines.append(f"{engine_id:<18}{name:<19}{times}{values['images_per_s']:>10.1f}{values['n']:>6}")
     lines += ["", f"{'engine':<18}{'size':>10}{'load':>10}{'peak memory':>14}"]
     for engine_id, scenarios in record["bench"].items():
         facts = scenarios["artefact"]
         sizes = f"{quantity(facts['size_bytes'], 'bytes'):>10}{quantity(facts['load_s'], 'seconds'):>10}"
         lines.append(f"{engine_id:<18}{sizes}{quantity(facts['peak_rss_bytes'], 'bytes'):>14}")
-    return "\n".join([*lines, "", f"{record['threads']} threads, engines interleaved; a percentile without enough calls is left out"])
+    return "\n".join([*lines, "", *_notes(record)])
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    notes = [f"{record['threads']} threads, engines interleaved; a percentile without enough calls is left out"]
+    if any(name.endswith("-device") for scenarios in record["bench"].values() for name in scenarios):
+        notes.append("-device: by events on the device, without copies; the others by the wall clock, memory to memory")
+    return notes

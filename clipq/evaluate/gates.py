@@ -22,7 +22,7 @@ _RULE = re.compile(
 _SYNTAX = "[ENGINE:][SCORE.]METRIC.FIELD OP NUMBER, e.g. acc1.delta_pp<-1.0"
 _MEASURED_FIELDS = ("value", "value_pp", "delta", "delta_pp")
 _PAIRED_FIELDS = ("value", "value_pp")
-_SCENARIO = re.compile(r"^[a-z]+-b\d+$")
+_SCENARIO = re.compile(r"^[a-z]+-b\d+(-device)?$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from clipq.artifact import Bundle
-from clipq.engines.base import Engine
+from clipq.engines.base import Engine, Tower
 from clipq.engines.table import open_engine
 from clipq.errors import EngineError, UsageError
 from clipq.evaluate.provenance import describe_engine, describe_run, engine_bytes
@@ -28,9 +28,22 @@ WARM_UP = 3
 CALLS_PER_TURN = 4
 CLOCK = "time.perf_counter"
 INCLUDES = "one call of the image tower on float32 pixels in memory; no decoding, no preprocessing"
+DEVICE_CLOCK = "events on the device"
+DEVICE_INCLUDES = "the image tower's kernels, between events on its stream; pixels and embeddings stay on the device, nothing is copied"
+
+Timed = TypeVar("Timed")
 
 
-def bench_bundle(bundle: Bundle, asked: tuple[str, ...], *, threads: int | None, seconds: float) -> dict[str, Any]:
+class DeviceTimed(Protocol):
+    """What an engine offers besides ``run`` when its device keeps time."""
+
+    def device_seconds(self, tower: Tower, batch: npt.NDArray[Any], calls: int) -> list[float]:
+        """Return the seconds of each of ``calls`` inferences on the device, the batch being there already."""
+
+
+def bench_bundle(
+    bundle: Bundle, asked: tuple[str, ...], *, threads: int | None, seconds: float, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> dict[str, Any]:
     """Measure the engines of a bundle and return a record with the machine, the versions and ``bench`` as below.
 
     Args:
@@ -38,6 +51,7 @@ def bench_bundle(bundle: Bundle, asked: tuple[str, ...], *, threads: int | None,
         asked: Engine ids; empty means all whose runtime is installed.
         threads: CPU threads of one inference; None means one per usable core.
         seconds: As in ``bench``.
+        batch_sizes: As in ``bench``.
 
     Raises:
         UsageError: An engine is unknown, or a number is too small.
@@ -45,59 +59,104 @@ def bench_bundle(bundle: Bundle, asked: tuple[str, ...], *, threads: int | None,
     """
     if seconds <= 0 or (threads is not None and threads < 1):
         raise UsageError("--bench-seconds or --threads is too small", found=f"{seconds} and {threads}", expected="more than 0")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise UsageError("--batch is wrong", found=",".join(map(str, batch_sizes)), expected="batch sizes of at least 1, e.g. 1,32")
     count = threads or usable_cores()
     engine_ids = usable_engines(bundle, asked)
     return {
         **describe_run(bundle),
         "threads": count,
         "engines": {engine_id: describe_engine(bundle, engine_id) for engine_id in engine_ids},
-        "bench": bench(bundle, engine_ids, threads=count, seconds=seconds),
+        "bench": bench(bundle, engine_ids, threads=count, seconds=seconds, batch_sizes=batch_sizes),
     }
 
 
-def bench(bundle: Bundle, engine_ids: Sequence[str], *, threads: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+def bench(  # noqa: PLR0913 - each is one choice of the caller
+    bundle: Bundle,
+    engine_ids: Sequence[str],
+    *,
+    threads: int,
+    seconds: float,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Measure every engine's image tower and return ``{engine: {scenario: {...}}}``.
 
     The engines take turns, so that a drift of the machine meets all of them alike. Scenarios are
-    ``image-b1``, ``image-b32`` and ``artefact`` (size, load time, memory); times in seconds, sizes in bytes, raw samples kept.
+    ``image-b<n>`` for every batch size, ``image-b<n>-device`` where the engine's device keeps time, and ``artefact`` (size, load time,
+    memory); times in seconds, sizes in bytes, raw samples kept.
 
     Args:
         bundle: Where the engines are.
         engine_ids: Which to measure.
         threads: CPU threads of one inference.
         seconds: Time for one engine in one scenario, uncounted calls included; at least one turn is made.
+        batch_sizes: Images of one call.
         seed: Seed of the pixels, which are standard normal noise.
     """
     results: dict[str, Any] = {engine_id: {} for engine_id in engine_ids}
-    with contextlib.ExitStack() as stack, bar("Measuring latency", len(BATCH_SIZES)) as advance:
+    with contextlib.ExitStack() as stack, bar("Measuring latency", len(batch_sizes)) as advance:
         engines = {engine_id: stack.enter_context(open_engine(bundle, engine_id, threads)) for engine_id in engine_ids}
-        for batch_size in BATCH_SIZES:
+        for batch_size in batch_sizes:
             shape = next(iter(engines.values())).towers["image"].input_shape
             pixels = np.random.default_rng(seed).standard_normal((batch_size, *shape), dtype=np.float32)
-            for engine_id, samples in interleaved(engines, pixels, seconds).items():
-                results[engine_id][f"image-b{batch_size}"] = {**summarise(samples, batch_size), "threads": threads}
+            for engine_id, scenarios in measure_batch(engines, pixels, seconds).items():
+                results[engine_id].update({name: {**values, "threads": threads} for name, values in scenarios.items()})
             advance(1)
     for engine_id in engine_ids:
         results[engine_id]["artefact"] = {"size_bytes": engine_bytes(bundle, engine_id), **footprint(bundle, engine_id, threads)}
     return results
 
 
-def interleaved(engines: Mapping[str, Engine], pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, list[float]]:
-    """Return the seconds of every measured call per engine, the same number for each.
+def measure_batch(engines: Mapping[str, Engine], pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, dict[str, Any]]:
+    """Return ``{engine: {scenario: summary}}`` of opened engines on one batch, by the wall clock and by the devices' own.
 
-    After warm-up the engines take turns. The first call of a turn is not counted: threads of the engine before it may still spin,
-    and the caches are not yet its own.
+    Args:
+        engines: By id.
+        pixels: Float32 ``(n, 3, height, width)``.
+        seconds: As in ``bench``.
     """
-    for engine in engines.values():
-        for _ in range(WARM_UP):
-            engine.run("image", pixels)
-    samples: dict[str, list[float]] = {engine_id: [] for engine_id in engines}
+    n = len(pixels)
+    results: dict[str, dict[str, Any]] = {}
+    for engine_id, samples in interleaved(engines, _wall_seconds(pixels), seconds).items():
+        results[engine_id] = {f"image-b{n}": summarise(samples, n)}
+    timed: dict[str, DeviceTimed] = {engine_id: engine for engine_id, engine in engines.items() if _keeps_time(engine)}
+    for engine_id, samples in interleaved(timed, _device_seconds(pixels), seconds).items():
+        results[engine_id][f"image-b{n}-device"] = {**summarise(samples, n), "clock": DEVICE_CLOCK, "includes": DEVICE_INCLUDES}
+    return results
+
+
+def interleaved(timed: Mapping[str, Timed], measure: Callable[[Timed, int], list[float]], seconds: float) -> dict[str, list[float]]:
+    """Return the seconds of every measured call by name, the same number for each.
+
+    After warm-up they take turns. The first call of a turn is not counted: threads of the engine before it may still spin,
+    and the caches are not yet its own.
+
+    Args:
+        timed: What takes turns.
+        measure: Gives the seconds of each of a number of calls.
+        seconds: Time for each, uncounted calls included; at least one turn is made.
+    """
+    for one in timed.values():
+        measure(one, WARM_UP)
+    samples: dict[str, list[float]] = {name: [] for name in timed}
     start = time.perf_counter()
     while not _enough(samples, time.perf_counter() - start, seconds):
-        for engine_id, engine in engines.items():
-            engine.run("image", pixels)
-            samples[engine_id] += [_seconds_of_call(engine, pixels) for _ in range(CALLS_PER_TURN)]
+        for name, one in timed.items():
+            samples[name] += measure(one, 1 + CALLS_PER_TURN)[1:]
     return samples
+
+
+def _keeps_time(engine: Engine) -> TypeGuard[DeviceTimed]:
+    return hasattr(engine, "device_seconds")
+
+
+def _wall_seconds(pixels: npt.NDArray[np.float32]) -> Callable[[Engine, int], list[float]]:
+    return lambda engine, calls: [_seconds_of_call(engine, pixels) for _ in range(calls)]
+
+
+def _device_seconds(pixels: npt.NDArray[np.float32]) -> Callable[[DeviceTimed, int], list[float]]:
+    return lambda engine, calls: engine.device_seconds("image", pixels, calls)
 
 
 def _enough(samples: Mapping[str, Sequence[float]], elapsed_s: float, seconds: float) -> bool:

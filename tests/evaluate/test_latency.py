@@ -10,7 +10,7 @@ import pytest
 from toy_bundle import make_toy_bundle
 
 from clipq.errors import EngineError, UsageError
-from clipq.evaluate.latency import CALLS_PER_TURN, WARM_UP, bench, bench_bundle, footprint, interleaved, summarise
+from clipq.evaluate.latency import CALLS_PER_TURN, WARM_UP, bench, bench_bundle, footprint, interleaved, measure_batch, summarise
 
 
 class _Logged:
@@ -19,18 +19,43 @@ class _Logged:
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
+
+class _Timed(_Logged):
+    """The same on a device that keeps time."""
+
     def run(self, _tower: str, _pixels: object) -> None:
-        self.log.append(self.name)
+        self.log.append(f"{self.name} run")
+
+    def device_seconds(self, _tower: str, batch: Any, calls: int) -> list[float]:
+        self.log.append(f"{self.name} device")
+        return [len(batch) * 0.25] * calls
+
+
+def _count(engine: _Logged, calls: int) -> list[float]:
+    engine.log += [engine.name] * calls
+    return [1.0] * calls
 
 
 def test_engines_take_turns() -> None:
     """After warm-up, each turn is one uncounted call and the counted ones, engine after engine, equally many each."""
     log: list[str] = []
     engines: dict[str, Any] = {name: _Logged(name, log) for name in "abc"}
-    samples = interleaved(engines, np.zeros((1, 3, 2, 2), np.float32), seconds=0.0)
+    samples = interleaved(engines, _count, seconds=0.0)
     turn = 1 + CALLS_PER_TURN
     assert log == [name for name in "abc" for _ in range(WARM_UP)] + [name for name in "abc" for _ in range(turn)]
     assert {name: len(taken) for name, taken in samples.items()} == dict.fromkeys("abc", CALLS_PER_TURN)
+
+
+def test_a_device_that_keeps_time_is_asked() -> None:
+    """Its figures are a scenario of their own, beside the wall clock's, and say what they leave out; other engines have none."""
+    log: list[str] = []
+    engines: dict[str, Any] = {"gpu": _Timed("gpu", log)}
+    made = measure_batch(engines, np.zeros((2, 3, 2, 2), np.float32), seconds=0.0)
+    assert set(made["gpu"]) == {"image-b2", "image-b2-device"}
+    device = made["gpu"]["image-b2-device"]
+    assert (device["p50_s"], device["images_per_s"], device["n"]) == (0.5, 4.0, CALLS_PER_TURN)
+    assert "nothing is copied" in device["includes"]
+    assert made["gpu"]["image-b2"]["clock"] == "time.perf_counter"
 
 
 @pytest.mark.parametrize(
@@ -47,12 +72,12 @@ def test_percentiles_need_samples_above_them(n: int, *, p90: bool, p99: bool) ->
 
 
 def test_bench_measures_every_engine(tmp_path: Path) -> None:
-    """Both batches, with threads stated; size from the manifest; load time and memory from a fresh process."""
+    """Every batch asked for, with threads stated; size from the manifest; load time and memory from a fresh process."""
     bundle = make_toy_bundle(tmp_path)
-    made = bench(bundle, ["ort-fp32", "ort-int8-static"], threads=1, seconds=0.01)
+    made = bench(bundle, ["ort-fp32", "ort-int8-static"], threads=1, seconds=0.01, batch_sizes=(1, 3, 32))
     assert set(made) == {"ort-fp32", "ort-int8-static"}
     for scenarios in made.values():
-        assert set(scenarios) == {"image-b1", "image-b32", "artefact"}
+        assert set(scenarios) == {"image-b1", "image-b3", "image-b32", "artefact"}
         assert scenarios["image-b32"]["batch"] == 32
         assert scenarios["image-b1"]["threads"] == 1
         assert scenarios["image-b1"]["p50_s"] > 0
@@ -87,3 +112,5 @@ def test_numbers_that_make_no_sense_are_usage_errors(tmp_path: Path) -> None:
         bench_bundle(bundle, (), threads=0, seconds=1)
     with pytest.raises(UsageError, match="too small"):
         bench_bundle(bundle, (), threads=None, seconds=0)
+    with pytest.raises(UsageError, match="--batch is wrong; found 0,1"):
+        bench_bundle(bundle, (), threads=None, seconds=1, batch_sizes=(0, 1))

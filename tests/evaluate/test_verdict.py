@@ -39,6 +39,7 @@ def one(delta, low, high, n=10_000):
         ("mcm.auroc.delta<-1e-2", None, "mcm", "auroc", "delta", -0.01),
         ("disagreement.value>0.05", None, None, "disagreement", "value", 0.05),
         ("image-b32.p99_s>.2", None, None, "image-b32", "p99_s", 0.2),
+        ("image-b8-device.p50_s>.1", None, None, "image-b8-device", "p50_s", 0.1),
         ("artefact.size_bytes>=1000000", None, None, "artefact", "size_bytes", 1e6),
     ],
 )

@@ -158,7 +158,11 @@ def bench_tables(report: Mapping[str, Any]) -> list[Table]:
         keys = ("size_bytes", "load_s", "peak_rss_bytes") if name == "artefact" else ("p50_s", "p90_s", "p99_s", "images_per_s")
         measured = [(engine, values[name]) for engine, values in report["bench"].items() if name in values]
         rows = [(engine, [_bench_cell(report, engine, name, key) for key in keys]) for engine, _ in measured]
-        title = "Size, load time and memory" if name == "artefact" else f"Images at once: {measured[0][1]['batch']}"
+        title = (
+            "Size, load time and memory"
+            if name == "artefact"
+            else f"Images at once: {measured[0][1]['batch']}" + (", on the device alone" if name.endswith("-device") else "")
+        )
         note = "" if name == "artefact" else _bench_note([values for _, values in measured])
         found.append(Table(title, [BENCH[key].label for key in keys], rows, [BENCH[key].meaning for key in keys], note))
     return found
