@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,8 @@ from typing_extensions import Self
 from clipq.artifact import Bundle, Manifest
 from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
+from clipq.engines.onnxruntime.profile import read_profile
+from clipq.engines.proof import TowerProof, read_work
 from clipq.errors import EngineError, MissingRuntimeError, RefusedError, missing_extra
 
 INPUT_NAMES: Mapping[Tower, str] = {"image": "pixels", "text": "tokens"}
@@ -38,6 +41,7 @@ class OrtEngine(Engine):
         self._files = dict(files)
         self._manifest = manifest
         self._sessions: dict[Tower, Any] = {}
+        self._work: Mapping[str, Mapping[str, int]] = {}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, engine_id: str, threads: int | None = None) -> Self:
@@ -53,7 +57,23 @@ class OrtEngine(Engine):
         files: dict[Tower, Path] = {tower: _checked(bundle, entry.towers[tower]) for tower in INPUT_NAMES if tower in entry.towers}
         engine = cls(engine_id, _specs(bundle), files, bundle.manifest)
         engine.threads = threads
+        engine._work = read_work(bundle, engine_id)
         return engine
+
+    def prove(self, tower: Tower) -> TowerProof:
+        """Return what ONNX Runtime's profile of one sample shows, from a session of its own with the same options.
+
+        Raises:
+            EngineError: The profile cannot be read.
+        """
+        spec = self.towers[tower]
+        sample = np.zeros((1, *spec.input_shape), spec.input_dtype)
+        with tempfile.TemporaryDirectory(prefix="clipq-profile-") as folder:
+            provider = self._manifest.engines[self.id].provider
+            session = _session(self._files[tower], provider, self.threads, spinning=False, profile=f"{folder}/profile")
+            self._infer(session, tower, sample)
+            text = Path(session.end_profiling()).read_text()
+        return read_profile(text, self._work.get(tower, {}))
 
     def _open(self) -> None:
         for tower, path in self._files.items():
@@ -68,8 +88,11 @@ class OrtEngine(Engine):
         self._sessions.clear()
 
     def _run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
+        return self._infer(self._sessions[tower], tower, batch)
+
+    def _infer(self, session: Any, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
         try:
-            output: Float32 = self._sessions[tower].run([OUTPUT_NAME], {INPUT_NAMES[tower]: np.ascontiguousarray(batch)})[0]
+            output: Float32 = session.run([OUTPUT_NAME], {INPUT_NAMES[tower]: np.ascontiguousarray(batch)})[0]
         except Exception as error:  # ONNX Runtime's errors have no base of their own
             raise EngineError(f"{self.id} failed in its {tower} tower", found=_first_line(error), fix="Export it again.") from error
         return output
@@ -93,13 +116,14 @@ def _specs(bundle: Bundle) -> dict[Tower, TowerSpec]:
     }
 
 
-def _session(path: Path, provider: str, threads: int | None, *, spinning: bool) -> Any:
+def _session(path: Path, provider: str, threads: int | None, *, spinning: bool, profile: str = "") -> Any:
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.enable_profiling, options.profile_file_prefix = bool(profile), profile
     if provider not in ort.get_available_providers():
         raise MissingRuntimeError(f"{path} needs {provider}", found=f"only {', '.join(ort.get_available_providers())}")
     try:
