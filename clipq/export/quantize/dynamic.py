@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from clipq.export.quantize.facts import facts, label
-from clipq.export.quantize.graph import add_initializer, load_graph, open_on_cpu, publish, replace_nodes, save_graph, scratch_folder
+from clipq.export.quantize.facts import facts, label, sizes
+from clipq.export.quantize.graph import (
+    add_initializer,
+    graph_bytes,
+    load_graph,
+    open_on_cpu,
+    publish,
+    replace_nodes,
+    save_graph,
+    scratch_folder,
+)
 from clipq.export.quantize.layers import Layer, choose_layers, split_gemms
-from clipq.export.quantize.weights import quantize_weight
+from clipq.files import sha256_file
 
 SCHEME = "W8A8 dynamic: UINT8 activations per tensor and batch, INT8 weights per channel; bias FP32"
 NO_DYNAMIC_CONV = "convolution: ONNX Runtime has no fast dynamic INT8 convolution"
@@ -31,17 +40,18 @@ def quantize_dynamic(source: Path, target: Path) -> dict[str, Any]:
     split_gemms(model)
     layers, kept = choose_layers(model, source, skip={"Conv": NO_DYNAMIC_CONV})
     insert_integer_products(model, layers)
-    label(model, source, scheme=SCHEME)
+    label(model, sha256_file(source), scheme=SCHEME)
     with scratch_folder(target) as folder:
         save_graph(model, folder / target.name)
         open_on_cpu(folder / target.name)
         publish(folder / target.name, target)
-    return facts(SCHEME, layers, kept, source, target)
+    quantized = {layer.name: layer.operator for layer in layers}
+    return {**facts(SCHEME, "int8", quantized, kept), **sizes(graph_bytes(source), target)}
 
 
 def insert_integer_products(model: ModelProto, layers: list[Layer]) -> None:
     """Replace each layer's MatMul by an integer product, its activation quantized once for all layers that read it."""
-    by_name = {layer.node.name: layer for layer in layers}
+    by_name = {layer.name: layer for layer in layers}
     replace_nodes(model, list(_rewritten(model, by_name)))
 
 
@@ -61,8 +71,8 @@ def _rewritten(model: ModelProto, layers: dict[str, Layer]) -> Iterator[NodeProt
 
 
 def _product(model: ModelProto, layer: Layer) -> list[NodeProto]:
-    name, activation = layer.node.name, layer.activation
-    integers, scales = quantize_weight(layer.weight, layer.axis)
+    name, activation = layer.name, layer.activation
+    integers, scales = layer.int8
     weight = add_initializer(model, f"{name}.weight.int8", integers)
     zero = add_initializer(model, f"{name}.weight.zero_point", np.zeros(len(scales), np.int8))
     scale = add_initializer(model, f"{name}.weight.scale", scales)
@@ -71,5 +81,5 @@ def _product(model: ModelProto, layer: Layer) -> list[NodeProto]:
         helper.make_node("MatMulInteger", inputs, [f"{name}.int32"], name=name),
         helper.make_node("Cast", [f"{name}.int32"], [f"{name}.float"], name=f"{name}.cast", to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{activation}.scale", scale], [f"{name}.scale"], name=f"{name}.scales"),
-        helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], list(layer.node.output), name=f"{name}.scaled"),
+        helper.make_node("Mul", [f"{name}.float", f"{name}.scale"], [layer.result], name=f"{name}.scaled"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clipq.errors import ExportError
 from clipq.export.quantize.graph import add_initializer, constants, replace_nodes
+from clipq.export.quantize.weights import quantize_weight
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 _BETWEEN_PROJECTION_AND_OUTPUT = {
@@ -30,24 +32,32 @@ _BETWEEN_PROJECTION_AND_OUTPUT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
-    """One node to quantize.
+    """One node to quantize: MatMul or Conv with a constant second input.
 
     Attributes:
-        node: MatMul or Conv with a constant second input.
-        weight: That constant, float32.
+        name: Name of the node.
+        operator: ``MatMul`` or ``Conv``.
+        activation: Name of the tensor that meets the weight.
+        result: Name of the tensor it gives.
+        weight_name: Name of the constant.
+        weight: The constant, float32.
         axis: Its output channels.
     """
 
-    node: NodeProto
+    name: str
+    operator: str
+    activation: str
+    result: str
+    weight_name: str
     weight: npt.NDArray[np.float32]
     axis: int
 
-    @property
-    def activation(self) -> str:
-        """Name of the tensor that meets the weight."""
-        return str(self.node.input[0])
+    @cached_property
+    def int8(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """The weight in INT8 and its scales ``(channels,)``, computed once: a search writes the same layer dozens of times."""
+        return quantize_weight(self.weight, self.axis)
 
 
 def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | None = None) -> tuple[list[Layer], dict[str, str]]:
@@ -111,7 +121,8 @@ def _layer(node: NodeProto, tensor: TensorProto, source: Path) -> Layer:
     weight = numpy_helper.to_array(tensor)
     if not np.isfinite(weight).all():
         raise ExportError(f"NaN or infinity in the weights of {node.name}", found=source, fix="Check the checkpoint.")
-    return Layer(node, weight, axis=0 if node.op_type == "Conv" else 1)
+    axis = 0 if node.op_type == "Conv" else 1
+    return Layer(node.name, node.op_type, node.input[0], node.output[0], node.input[1], weight, axis)
 
 
 def split_gemms(model: ModelProto) -> None:
