@@ -23,15 +23,16 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar by n steps; without a terminal it only counts.
 
     Args:
         title: What is being done.
         total: Number of steps, or None when unknown.
+        unit: What is written after the number, e.g. `` %``.
     """
     if _quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        note(f"{title} ({total})" if total is not None else title)
+        note(f"{title} ({total}{unit})" if total is not None else title)
         yield lambda _steps: None
         return
     from rich.console import Console
