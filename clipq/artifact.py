@@ -87,12 +87,18 @@ class Manifest:
 
 
 class Bundle:
-    """A bundle on disk, opened for reading: no file leaves it unchecked."""
+    """A bundle on disk, opened for reading: no file leaves it unchecked.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it holds.
+        trust_plans: Let plans pass whose hash the manifest does not name; see ``open``.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, *, trust_plans: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._trust_plans = trust_plans
+        self.trust_plans = trust_plans
         self._checked: set[str] = set()
 
     @classmethod
@@ -142,7 +148,7 @@ class Bundle:
             raise RefusedError(f"{name} is not named by the manifest of {self.folder}", fix="Export the bundle again.")
         path = contained(self.folder, name)
         if name not in self._checked:
-            if not (self._trust_plans and name.endswith(PLAN_SUFFIX) and path.is_file()):
+            if not (self.trust_plans and name.endswith(PLAN_SUFFIX) and path.is_file()):
                 _check_hash(path, entry)
             self._checked.add(name)
         return path
