@@ -108,13 +108,18 @@ def test_what_is_quantized_in_a_vit(towers: Callable[[str, str], Path], tmp_path
     }
 
 
-def test_shared_activation_is_quantized_once(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """Attention pooling reads one tensor with several layers: one QuantizeLinear serves them."""
+def test_shared_activation_has_one_scale(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Attention pooling reads one tensor with three layers: each has a Q/DQ of its own, all of one scale, and all are fused."""
     source, target = towers("resnet", "image"), tmp_path / "graph.onnx"
     facts = quantize_static(source, target, [_inputs(source, 4)], "minmax")
-    quantizers = [node for node in onnx.load(str(target)).graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantizers) == len({node.input[0] for node in quantizers}) == len(facts["ranges"])
-    assert len(quantizers) < len(facts["quantized"]) + facts["counts"]["int8"]["Conv"]
+    graph = onnx.load(str(target)).graph
+    scales = {tensor.name: float(numpy_helper.to_array(tensor)) for tensor in graph.initializer if not tensor.dims}
+    read = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    shared = [node.input[1] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "/visual/attnpool/Add_output_0"]
+    assert read == set(facts["ranges"])
+    assert len(set(shared)) == 3
+    assert len({scales[name] for name in shared}) == 1
+    assert _optimized_operators(target).count("MatMulIntegerToFloat") == facts["counts"]["int8"]["MatMul"] == 3
 
 
 def test_batch_size_changes_nothing(towers: Callable[[str, str], Path], tmp_path: Path) -> None:

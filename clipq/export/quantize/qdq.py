@@ -34,42 +34,59 @@ class Form:
 
 
 def quantized_model(observed: Observed, selection: Selection, form: Form, scales: Mapping[str, npt.NDArray[np.float32]]) -> ModelProto:
-    """Return the graph with DQ before each quantized weight and Q/DQ behind each tensor of ``scales``.
+    """Return the graph with DQ before each quantized weight and Q/DQ before each quantized input of a node.
 
-    One Q/DQ serves all quantized readers of a tensor; a convolution's result is read dequantized by everything.
+    Every quantized reader of a tensor has a Q/DQ with constants of its own, all of the same scale: ONNX Runtime turns signed
+    activations into the unsigned ones that its kernels for x86 want only where nothing else reads the Q, and would silently compute
+    readers of a shared one in FP32. All other readers of a convolution's result share one more.
     ``observed`` stays as it is: the graph is its own copy, with only those FP32 weights that something still reads.
+
+    Args:
+        observed: The tower.
+        selection: What is quantized of it.
+        form: The number format.
+        scales: The scale, a scalar, of each tensor that is read quantized.
     """
     model = ModelProto()
     model.CopyFrom(observed.skeleton)
-    before = {layer.name: _weight_node(model, layer, form) for layer in selection.layers}
-    after = {name: _activation_nodes(model, name, scale, form) for name, scale in scales.items()}
-    _rewire(model, selection, scales)
-    replace_nodes(model, _in_order(model, before, after))
+    nodes = list(_nodes(model, selection, form, scales))
+    replace_nodes(model, nodes)
     _add_weights(model, observed)
     return model
 
 
-def _rewire(model: ModelProto, selection: Selection, scales: Mapping[str, Any]) -> None:
-    results = {layer.result for layer in selection.layers if layer.operator == "Conv"}
+def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[NodeProto]:
+    layers = {layer.name: layer for layer in selection.layers}
     products = {product.name for product in selection.products}
-    layers = {layer.name for layer in selection.layers}
+    results = {layer.result for layer in selection.layers if layer.operator == "Conv"}
+    pairs: dict[str, list[str]] = {}
     for node in model.graph.node:
         for index, name in enumerate(node.input):
-            if name in results or (name in scales and (node.name in products or (node.name in layers and index == 0))):
-                node.input[index] = f"{name}.dequantized"
+            reads_quantized = node.name in products or (node.name in layers and index == 0)
+            if not (reads_quantized or name in results):
+                continue
+            known, reader = pairs.setdefault(name, []), node.name if reads_quantized else ""
+            if reader not in known:
+                known.append(reader)
+                yield from _pair(model, name, known.index(reader), scales[name], form)
+            node.input[index] = f"{_numbered(name, known.index(reader))}.dequantized"
         if node.name in layers:
+            yield _weight_node(model, layers[node.name], form)
             node.input[1] = f"{node.name}.weight.dequantized"
-
-
-def _in_order(model: ModelProto, before: Mapping[str, NodeProto], after: Mapping[str, list[NodeProto]]) -> Iterator[NodeProto]:
-    for value in model.graph.input:
-        yield from after.get(value.name, ())
-    for node in model.graph.node:
-        if node.name in before:
-            yield before[node.name]
         yield node
-        for name in node.output:
-            yield from after.get(name, ())
+
+
+def _pair(model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form) -> list[NodeProto]:
+    name = _numbered(tensor, number)
+    grid = [add_initializer(model, f"{name}.scale", scale), add_initializer(model, f"{name}.zero_point", np.zeros((), form.dtype))]
+    return [
+        helper.make_node("QuantizeLinear", [tensor, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize"),
+        helper.make_node("DequantizeLinear", [f"{name}.{form.name}", *grid], [f"{name}.dequantized"], name=f"{name}.dequantize"),
+    ]
+
+
+def _numbered(tensor: str, number: int) -> str:
+    return f"{tensor}.{number + 1}" if number else tensor
 
 
 def _weight_node(model: ModelProto, layer: Layer, form: Form) -> NodeProto:
@@ -82,14 +99,6 @@ def _weight_node(model: ModelProto, layer: Layer, form: Form) -> NodeProto:
     ]
     axis = layer.axis if scales.ndim else None
     return helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.dequantize", axis=axis)
-
-
-def _activation_nodes(model: ModelProto, name: str, scale: npt.NDArray[np.float32], form: Form) -> list[NodeProto]:
-    grid = [add_initializer(model, f"{name}.scale", scale), add_initializer(model, f"{name}.zero_point", np.zeros((), form.dtype))]
-    return [
-        helper.make_node("QuantizeLinear", [name, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize"),
-        helper.make_node("DequantizeLinear", [f"{name}.{form.name}", *grid], [f"{name}.dequantized"], name=f"{name}.dequantize"),
-    ]
 
 
 def _add_weights(model: ModelProto, observed: Observed) -> None:
