@@ -52,7 +52,7 @@ def constants(model: ModelProto) -> dict[str, TensorProto]:
 
 def add_initializer(model: ModelProto, name: str, value: npt.NDArray[Any]) -> str:
     """Store an array as an initializer and return its name."""
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
     return name
 
 
