@@ -12,12 +12,15 @@ from clipq.calib_data.index import DataIndex
 from clipq.errors import DataError
 from clipq.files import write_text
 
+CALIBRATION_LIST = "calibration.csv"
+OOD_LIST = "calibration_ood.csv"  # the OOD images on which a search decided what stays unquantized: no less seen
+
 _HEADER = ["image_id", "sha256"]
 _NAMED = 3
 
 
 def write_calibration_list(path: Path, index: DataIndex) -> None:
-    """Write ``calibration.csv``: the id and the hash of every calibration image, atomically."""
+    """Write a calibration list: the id and the hash of every image, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from clipq.artifact import Bundle
 from clipq.calib_data.index import DataIndex, build_index
-from clipq.calib_data.sampling import read_calibration_list, refuse_overlap
+from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, read_calibration_list, refuse_overlap
 from clipq.calib_data.source import Source
 from clipq.calib_data.table import open_source
 from clipq.errors import DataError, UsageError
-
-CALIBRATION = "calibration.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,8 @@ def load_sets(
         raise UsageError(f"{', '.join(sorted(both))} is named by --data and by --ood", fix="An OOD data set has other images.")
     for source in inside.values():
         _check_labels(source)
-    seen = set(read_calibration_list(bundle.file(CALIBRATION)).values()) if CALIBRATION in bundle.manifest.files else set()
+    lists = [name for name in (CALIBRATION_LIST, OOD_LIST) if name in bundle.manifest.files]
+    seen = {sha256 for name in lists for sha256 in read_calibration_list(bundle.file(name)).values()}
     sets = {name: _load(source, seen, limit, seed) for name, source in (inside | outside).items()}
     return {name: sets[name] for name in inside}, {name: sets[name] for name in outside}
 

@@ -114,13 +114,24 @@ def cosine_drift(baseline: Array, engine: Array) -> CosineDrift:
     >>> cosine_drift(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 3.0]])).mean
     1.0
     """
+    cosines, centred = sample_cosines(baseline, engine)
+    return CosineDrift(float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(centred.mean()))
+
+
+def sample_cosines(baseline: Array, engine: Array) -> tuple[Float64, Float64]:
+    """Return each sample's cosine between its two embeddings, plain and centred (see ``CosineDrift``), both ``(n,)`` in [-1, 1].
+
+    Raises:
+        DataError: As in ``cosine_drift``.
+
+    >>> [values.round(6).tolist() for values in sample_cosines(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 1.0]]))]
+    [[0.707107, 1.0], [0.0, 1.0]]
+    """
     first, second = as_matrix(baseline, "baseline embeddings"), as_matrix(engine, "engine embeddings")
     _same_shape(first, second)
     unit_first, unit_second = _unit(first), _unit(second)
     centre = unit_first.mean(axis=0)
-    cosines = np.einsum("ij,ij->i", unit_first, unit_second)
-    centred = _cosines(unit_first - centre, unit_second - centre)
-    return CosineDrift(float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(centred.mean()))
+    return np.einsum("ij,ij->i", unit_first, unit_second), _cosines(unit_first - centre, unit_second - centre)
 
 
 def _p_log_ratio(p: Float64, middle: Float64) -> Float64:
