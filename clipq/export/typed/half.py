@@ -44,7 +44,7 @@ def to_half(source: Path, target: Path, dtype: HalfName) -> dict[str, Any]:
         with less than full precision), ``quantization`` (see ``round_scales``), ``source_bytes``, ``target_bytes``.
 
     Raises:
-        ExportError: The source is unreadable, holds NaN or what the half type cannot hold, or an operator is unknown.
+        ExportError: The source is unreadable, a constant does not fit the half type, an operator is unknown, or a node holds a graph.
     """
     half = HALVES[dtype]
     model = load_graph(source)

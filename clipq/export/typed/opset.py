@@ -16,51 +16,22 @@ from clipq.export.quantize.graph import add_initializer
 
 NEWEST = 22  # the first whose convolutions and pools take bfloat16
 
-_AXES_BECAME_AN_INPUT = frozenset(
-    f"Reduce{name}" for name in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare"]
-)
-_MEAN_THE_SAME = frozenset(
-    [
-        "AveragePool",
-        "Cast",
-        "CastLike",
-        "Constant",
-        "ConstantOfShape",
-        "Conv",
-        "ConvTranspose",
-        "DequantizeLinear",
-        "Dropout",
-        "Elu",
-        "Equal",
-        "Flatten",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "InstanceNormalization",
-        "IsInf",
-        "IsNaN",
-        "LpNormalization",
-        "MaxPool",
-        "Mish",
-        "Pad",
-        "QuantizeLinear",
-        "Reshape",
-        "Resize",
-        "Round",
-        "ScatterElements",
-        "ScatterND",
-        "Selu",
-        "Shape",
-        "Size",
-        "Softplus",
-        "Softsign",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
+_REDUCTIONS = {
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+}
+_MEAN_THE_SAME = {
+    *("Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "LpNormalization"),
+    *("Cast", "CastLike", "Constant", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear", "Equal", "Identity", "Shape", "Size"),
+    *("Elu", "HardSigmoid", "HardSwish", "Softplus", "Flatten", "Pad", "Reshape", "Resize", "Squeeze", "Transpose", "Unsqueeze"),
+}
 
 
 def opset_of(model: ModelProto) -> int:
@@ -97,7 +68,7 @@ def _convert(model: ModelProto, node: NodeProto, before: int, version: int) -> N
     if node.op_type == "Split":
         if len(node.input) < 2:
             node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
-    elif node.op_type in _AXES_BECAME_AN_INPUT:
+    elif node.op_type in _REDUCTIONS:
         _axes_as_input(model, node)
     elif node.op_type not in _MEAN_THE_SAME:
         raise ExportError(

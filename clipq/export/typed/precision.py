@@ -1,12 +1,13 @@
 """Which nodes stay FP32 in a typed graph, each with its reason.
 
-FP32 begins at the fragile operators: normalisations, sums over a row, exponentials, roots and powers. From them it grows over
-element-wise nodes as far as no further Cast of an input is needed: what reads results of such a group, and otherwise only what
-the group reads anyway. So a LayerNorm or L2 norm in single operators, and the x * of a GELU, are computed as a whole in FP32.
+FP32 begins at the fragile operators: normalisations, sums over many values, exponentials, roots, activation functions. From them it
+grows over element-wise nodes as far as no further Cast of an input is needed: over those that read results of such a group, and
+otherwise only what the group reads anyway. So a LayerNorm or an L2 norm in single operators, and the ``x *`` of a GELU, are
+computed in FP32 as a whole. What lies between FP32 nodes only is FP32 too.
 
-GELU and QuickGELU too. In FP16 ``1 + erf(x / sqrt(2))`` cancels: near -1 erf has steps of 2**-11, so at x = -3 the result is right
-to 7 per cent, in BF16 not at all, and the cube of the tanh form overflows FP16 from 41 on. PyTorch computes both in float32 and
-rounds once, and so does ONNX Runtime's fused CUDA kernel, into which it takes the Casts (onnxruntime pull request 11885).
+Activation functions, because in half their parts cancel: near -1, FP16 has steps of 2**-11, so ``1 + erf(x / sqrt(2))`` at x = -3 is
+8 per cent off, in BF16 45 per cent; and the cube in the tanh form overflows FP16 from x = 41 on. PyTorch computes them in float32 and
+rounds once, and so does ONNX Runtime's CUDA kernel of a fused GELU, which takes the Casts in (onnxruntime pull request 11885).
 """
 
 from __future__ import annotations
@@ -20,29 +21,26 @@ from clipq.export.typed.numbers import Half
 from clipq.export.typed.opset import opset_of
 from clipq.export.typed.tensors import Tensors
 
-_REDUCTIONS = frozenset(f"Reduce{name}" for name in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"])
-_ACTIVATIONS = {"Erf": "GELU", "Tanh": "GELU by tanh", "Sigmoid": "sigmoid", "Pow": "power", "Gelu": "GELU", "Softplus": "exponential"}
-FRAGILE = {
-    "LayerNormalization": "normalisation",
-    "GroupNormalization": "normalisation",
-    "InstanceNormalization": "normalisation",
-    "LpNormalization": "normalisation",
-    "Softmax": "softmax",
-    "LogSoftmax": "softmax",
-    "GlobalAveragePool": "mean over the image",
-    "Exp": "exponential",
-    "Log": "logarithm",
-    "Sqrt": "root",
-    "Reciprocal": "reciprocal",
-    "CumSum": "sum over a row",
-    **dict.fromkeys(sorted(_REDUCTIONS), "reduction over a row"),
-    **_ACTIVATIONS,
+_FRAGILE_BY_REASON = {
+    "normalisation": ("LayerNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization"),
+    "softmax": ("Softmax", "LogSoftmax"),
+    "sum over many values": (
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "GlobalAveragePool",
+        "CumSum",
+    ),
+    "logarithm of a sum": ("ReduceLogSum", "ReduceLogSumExp"),
+    "exponential, logarithm, root or reciprocal": ("Exp", "Log", "Sqrt", "Reciprocal"),
+    "activation function": ("Erf", "Gelu", "Pow", "Sigmoid", "Softplus", "Tanh"),
 }
-_ELEMENT_WISE = frozenset(["Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Clip", "Relu", "Expand", "Where"])
-_MOVES = (
-    frozenset(["Concat", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"])
-    | _ELEMENT_WISE
-)
+FRAGILE = {operator: reason for reason, operators in _FRAGILE_BY_REASON.items() for operator in operators}
+_ELEMENT_WISE = {"Abs", "Add", "Clip", "Div", "Expand", "Max", "Min", "Mul", "Neg", "Relu", "Sub", "Where"}
+_SHAPING = {"Concat", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 READS_ANY = frozenset({"Cast", "Shape", "Size"})  # no type of their own
 
 
@@ -107,9 +105,8 @@ def _grow_back(nodes: list[NodeProto], tensors: Tensors, kept: dict[str, str]) -
         readers = [reader for name in node.output for reader in tensors.readers.get(name, ())]
         if node.name in kept or node.op_type not in _ELEMENT_WISE or len(readers) != 1:
             continue
-        reason = kept.get(readers[0].name, "")
-        if reason in _ACTIVATIONS.values():
-            kept[node.name] = reason
+        if kept.get(readers[0].name) == "activation function":
+            kept[node.name] = kept[readers[0].name]
 
 
 def _grow(nodes: list[NodeProto], tensors: Tensors, kept: dict[str, str]) -> None:
@@ -131,7 +128,9 @@ def _made_in(name: str, tensors: Tensors, kept: dict[str, str]) -> bool:
 
 def _fill(nodes: list[NodeProto], tensors: Tensors, kept: dict[str, str]) -> None:
     """Take in nodes that only move or combine FP32 values for FP32 readers: two Casts less each."""
-    filled = {node.name for node in nodes if node.op_type in _MOVES and node.name not in kept and tensors.float_inputs(node)}
+    filled = {
+        node.name for node in nodes if node.op_type in _ELEMENT_WISE | _SHAPING and node.name not in kept and tensors.float_inputs(node)
+    }
     before = -1
     while len(filled) != before:
         before = len(filled)
