@@ -1,4 +1,4 @@
-"""How each engine of a bundle is made: which towers are quantized, by what, and the ``engine.json`` that says so."""
+"""How each engine of a bundle is made: its graphs, its plans where it needs any, and the ``engine.json`` that says so."""
 
 from __future__ import annotations
 
@@ -9,28 +9,16 @@ from typing import Any
 
 from clipq.artifact import EngineEntry
 from clipq.engines.base import Tower
-from clipq.errors import ExportError
-from clipq.export.calibration import Calibration
-from clipq.export.golden import Golden
-from clipq.export.parity import measure
-from clipq.export.quantize.dynamic import quantize_dynamic
-from clipq.export.quantize.static import quantize_static
-from clipq.export.stages import Facts, Stages
-from clipq.files import sha256_json, write_json
+from clipq.engines.table import ENGINES, Kind
+from clipq.export.description import write_description
+from clipq.export.graphs import GraphMaker, graph_name
+from clipq.export.plans import PlanMaker
+from clipq.export.stages import Stages
+from clipq.export.work import asked_of, work_of
 from clipq.recipe import Recipe
 
-STATIC, DYNAMIC = "ort-int8-static", "ort-int8-dynamic"
 TOWERS: tuple[Tower, ...] = ("image", "text")
-CPU = "CPUExecutionProvider"
-
-
-def tower_name(tower: Tower) -> str:
-    """Return the name in the bundle of a tower's FP32 graph.
-
-    >>> tower_name("image")
-    'towers/image.fp32.onnx'
-    """
-    return f"towers/{tower}.fp32.onnx"
+QUANTIZED = frozenset({"int8", "fp8"})  # the other precisions only round
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,63 +29,44 @@ class EngineBuilder:
         recipe: What was asked.
         folder: The bundle.
         stages: Records what is made.
-        golden: Inputs and PyTorch's outputs to measure each quantized tower with.
-        calibration: Images for static quantization, None when no engine needs any.
-        calibration_digest: Which images they are.
+        graphs: Makes the graphs.
+        plans: Builds the plans; None leaves them to the target.
     """
 
     recipe: Recipe
     folder: Path
     stages: Stages
-    golden: Golden
-    calibration: Calibration | None
-    calibration_digest: str
+    graphs: GraphMaker
+    plans: PlanMaker | None
 
     def build(self, engine_id: str) -> EngineEntry:
         """Make one engine and its ``engine.json``; return its entry of the manifest."""
-        entry, facts = self._entry(engine_id)
-        name = f"engines/{engine_id}/engine.json"
-        values = {
-            "engine": engine_id,
-            "runtime": entry.runtime,
-            "provider": entry.provider,
-            "precision": entry.precision,
-            "towers": dict(entry.towers),
-            "quantized": list(entry.quantized),
-            "quantization": {tower: dict(said) for tower, said in facts.items()},
-        }
-        made_from = sha256_json({tower: self.stages.files[graph].sha256 for tower, graph in entry.towers.items()})
-        self.stages.run(name, [name], made_from, lambda: _write(self.folder / name, values))
+        kind = ENGINES[engine_id]
+        if kind.runtime == "torch":
+            entry, said = EngineEntry(kind.runtime, kind.provider, kind.precision), dict[str, Any]()
+        else:
+            entry, said = self._make(engine_id, kind)
+        write_description(self.folder, self.stages, engine_id, entry, said)
         return entry
 
-    def _entry(self, engine_id: str) -> tuple[EngineEntry, Mapping[str, Facts]]:
-        if engine_id == "torch-fp32":
-            return EngineEntry("torch", "cpu", "fp32"), {}
-        towers = {str(tower): tower_name(tower) for tower in TOWERS}
-        if engine_id == "ort-fp32":
-            return EngineEntry("onnxruntime", CPU, "fp32", towers), {}
-        quantized = tuple(tower for tower in TOWERS if tower in self.recipe.towers)
-        facts: dict[str, Facts] = {tower: self._quantize(engine_id, tower) for tower in quantized}
-        towers.update({tower: f"engines/{engine_id}/{tower}.onnx" for tower in quantized})
-        return EngineEntry("onnxruntime", CPU, "int8", towers, quantized), facts
+    def _make(self, engine_id: str, kind: Kind) -> tuple[EngineEntry, dict[str, Any]]:
+        kinds = {tower: kind.graph if tower in self.recipe.towers else "fp32" for tower in TOWERS}
+        known = {name: facts for tower, graph in kinds.items() for name, facts in self.graphs.make(tower, graph).items()}
+        graphs = {str(tower): graph_name(tower, graph) for tower, graph in kinds.items()}
+        quantized = tuple(tower for tower in TOWERS if tower in self.recipe.towers) if kind.precision in QUANTIZED else ()
+        said: dict[str, Any] = {"graphs": known, **self._work(graphs)}
+        entry = EngineEntry(kind.runtime, kind.provider, kind.precision, graphs, quantized)
+        if not kind.planned:
+            return entry, said
+        plans: dict[str, str] = {}
+        if self.plans is not None:
+            plans, said["plans"] = self.plans.make(engine_id, kind, graphs)
+        return EngineEntry(kind.runtime, kind.provider, kind.precision, plans, quantized, graphs), said
 
-    def _quantize(self, engine_id: str, tower: Tower) -> Facts:
-        source, name = self.folder / tower_name(tower), f"engines/{engine_id}/{tower}.onnx"
-
-        def make() -> Facts:
-            facts = self._run_quantizer(engine_id, tower, source, self.folder / name)
-            return {**facts, "parity": measure(self.folder / name, self.golden.inputs(tower), self.golden.outputs(tower))}
-
-        return self.stages.run(name, [name], self.stages.files[tower_name(tower)].sha256, make)
-
-    def _run_quantizer(self, engine_id: str, tower: Tower, source: Path, target: Path) -> dict[str, Any]:
-        if engine_id == DYNAMIC:
-            return quantize_dynamic(source, target)
-        if self.calibration is None:
-            raise ExportError(f"{engine_id} needs calibration images", fix="Give them with --calib DATA.")
-        return quantize_static(source, target, self.calibration.inputs(tower, self.calibration_digest), self.recipe.calib_method)
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> Facts:
-    write_json(path, values)
-    return {}
+    def _work(self, graphs: Mapping[str, str]) -> dict[str, Any]:
+        """Return the multiply-adds of each node, and of each precision that the graph asks for, per tower."""
+        paths = {tower: self.folder / name for tower, name in graphs.items()}
+        return {
+            "work": {tower: work_of(path) for tower, path in paths.items()},
+            "asked": {tower: asked_of(path) for tower, path in paths.items()},
+        }

@@ -9,19 +9,24 @@ from typing import Any
 
 from clipq.artifact import MANIFEST, Bundle, EngineEntry, Manifest, ModelEntry, write_manifest
 from clipq.calib_data.table import open_source
+from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Tower
 from clipq.engines.table import ENGINES
+from clipq.engines.tensorrt.build import BuildOptions
 from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
 from clipq.engines.torch.model_id import DEMO_MODELS, canonical_model_id
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
-from clipq.export.engines import STATIC, TOWERS, EngineBuilder, tower_name
+from clipq.export.engines import TOWERS, EngineBuilder
 from clipq.export.golden import Golden, make_golden, read_golden, write_golden
+from clipq.export.graphs import CALIBRATED, GraphMaker, graph_name
+from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
+from clipq.export.plans import PlanMaker, require_builder
 from clipq.export.stages import Facts, Stages, refuse_foreign
 from clipq.export.tokenizer import export_tokenizer
-from clipq.files import locked, write_json
+from clipq.files import locked, sha256_json, write_json
 from clipq.machine import describe_machine, library_versions
 from clipq.progress import note
 from clipq.recipe import Recipe
@@ -30,16 +35,18 @@ BASELINE = "torch-fp32"
 DEMO_CALIBRATION = "synthetic:scenes:calibration"
 
 
-def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False) -> Bundle:
+def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False, choose_kept: ChooseKept | None = None) -> Bundle:
     """Export a model into a folder and return the finished bundle.
 
     Args:
         recipe: What to make; ``complete`` fills in what it leaves open.
         folder: A new or empty folder.
         resume: Continue what a killed run with the same recipe left; of a finished bundle only the hashes are checked.
+        choose_kept: The search for sensitive blocks, for a recipe that asks for one.
 
     Raises:
-        UsageError: A name is unknown, calibration data is missing, or the folder holds something else.
+        UsageError: A name is unknown, calibration data is missing or cannot answer, or the folder holds something else.
+        MissingRuntimeError: Plans are asked for and cannot be built here.
         DataError: The calibration data is unusable.
         ExportError: A tower does not match PyTorch, or the model cannot be exported.
         BusyError: Another run holds the folder.
@@ -48,7 +55,9 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False) -> Bund
     """
     recipe = complete(recipe)
     _refuse_folder(folder, recipe, resume=resume)
+    _require_builders(recipe)
     source = open_source(recipe.calib) if recipe.calib else None
+    check_asked(recipe, source)
     checkpoint = load_checkpoint(recipe.model)
     with locked(folder):
         _refuse_folder(folder, recipe, resume=resume)
@@ -57,7 +66,7 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False) -> Bund
         key = {"recipe": recipe.sha256(), "model": checkpoint.state_sha256, "versions": library_versions()}
         stages = Stages.open(folder, key, resume=resume)
         calibration = Calibration(source, recipe, folder, checkpoint.preprocess) if source else None
-        write_manifest(folder, _make_all(recipe, folder, checkpoint, stages, calibration))
+        write_manifest(folder, _make_all(recipe, checkpoint, stages, calibration, choose_kept))
         stages.close()
         return Bundle.open(folder)
 
@@ -66,21 +75,37 @@ def complete(recipe: Recipe) -> Recipe:
     """Return the recipe with a canonical model id, FP32 PyTorch among its engines, and calibration data exactly where it is needed.
 
     Raises:
-        UsageError: A name is unknown, or static quantization has no calibration data.
+        UsageError: A name is unknown, or static quantization has no calibration data or nothing to do.
     """
     for engine_id in recipe.engines:
         if engine_id not in ENGINES:
             raise unknown_name("engine", engine_id, ENGINES)
     engines = (BASELINE, *(engine_id for engine_id in dict.fromkeys(recipe.engines) if engine_id != BASELINE))
     model = canonical_model_id(recipe.model)
-    calib = recipe.calib
-    if STATIC not in engines:
-        calib = ""
-    elif not calib and model in DEMO_MODELS:
-        calib = DEMO_CALIBRATION
-    elif not calib:
-        raise UsageError(f"{STATIC} needs calibration images", fix="Give some with --calib, e.g. --calib imagefolder:PATH.")
-    return replace(recipe, model=model, engines=engines, calib=calib)
+    return replace(recipe, model=model, engines=engines, calib=_calibration_id(recipe, model, engines))
+
+
+def _calibration_id(recipe: Recipe, model: str, engines: tuple[str, ...]) -> str:
+    """Return the data id of the calibration images, empty where no engine needs any."""
+    static = [engine_id for engine_id in engines if ENGINES[engine_id].graph in CALIBRATED]
+    if not static:
+        if recipe.sensitivity or recipe.max_drop:
+            raise UsageError("--sensitivity and --max-drop are about static quantization", fix="Add ort-int8-static to --engines.")
+        return ""
+    if recipe.calib or model not in DEMO_MODELS:
+        if not recipe.calib:
+            raise UsageError(f"{static[0]} needs calibration images", fix="Give some with --calib, e.g. --calib imagefolder:PATH.")
+        return recipe.calib
+    return DEMO_CALIBRATION
+
+
+def _require_builders(recipe: Recipe) -> None:
+    """Before hours of work: can the plans be built here?"""
+    if recipe.graphs_only:
+        return
+    for engine_id in recipe.engines:
+        if ENGINES[engine_id].planned:
+            require_builder(ENGINES[engine_id], fix="Or add --graphs-only here, and build on the target with clipq-export --rebuild.")
 
 
 def _refuse_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -112,14 +137,37 @@ def _verified(folder: Path, checkpoint: Checkpoint) -> Bundle:
     return bundle
 
 
-def _make_all(recipe: Recipe, folder: Path, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None) -> Manifest:
+def _make_all(
+    recipe: Recipe, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None, choose_kept: ChooseKept | None
+) -> Manifest:
+    folder = stages.folder
     _make_description(folder, checkpoint, stages, calibration)
     golden = _make_golden(folder, checkpoint, stages)
     parity: dict[str, Facts] = {tower: _make_tower(folder, checkpoint, stages, golden, tower) for tower in TOWERS}
     digest = _make_calibration_list(calibration, stages)
-    builder = EngineBuilder(recipe, folder, stages, golden, calibration, digest)
+    graphs = GraphMaker(recipe, folder, stages, golden, calibration, digest)
+    if choose_kept is not None and calibration is not None:
+        graphs.keep = _choose(choose_kept, graphs, calibration, checkpoint)
+    plans = None if recipe.graphs_only else PlanMaker(folder, stages, build_options(recipe))
+    builder = EngineBuilder(recipe, folder, stages, graphs, plans)
     engines = {engine_id: builder.build(engine_id) for engine_id in recipe.engines}
     return _manifest(recipe, checkpoint, stages, engines, parity)
+
+
+def _choose(choose_kept: ChooseKept, graphs: GraphMaker, calibration: Calibration, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return tower -> the nodes that the search keeps unquantized."""
+    request = KeepRequest(
+        recipe=graphs.recipe,
+        folder=graphs.folder,
+        graphs={tower: graphs.folder / graph_name(tower, "fp32") for tower in TOWERS},
+        observed=graphs.observed,
+        calibration=calibration,
+        preprocess=checkpoint.preprocess,
+        model=_model(checkpoint),
+        tokenizer=Tokenizer.from_files(graphs.folder / "tokenizer"),
+    )
+    towers = {tower: graphs.stages.files[graph_name(tower, "fp32")].sha256 for tower in TOWERS}
+    return run_search(graphs.stages, sha256_json({**towers, "images": graphs.calibration_digest}), request, choose_kept).nodes
 
 
 def _make_description(folder: Path, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None) -> None:
@@ -143,13 +191,20 @@ def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages) -> Golden
 
 
 def _make_tower(folder: Path, checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower) -> Facts:
-    name = tower_name(tower)
+    name = graph_name(tower, "fp32")
 
     def make() -> Facts:
         export_tower(checkpoint, tower, folder / name)
         return check_parity(folder / name, golden.inputs(tower), golden.outputs(tower))
 
     return stages.run(name, [name], checkpoint.state_sha256, make)
+
+
+def build_options(recipe: Recipe) -> BuildOptions:
+    """Return how the recipe wants its plans built."""
+    return BuildOptions(
+        log=Path("build.log"), batch=recipe.batch, compatibility=recipe.compatibility, compute_capabilities=recipe.compute_capabilities
+    )
 
 
 def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> str:
@@ -162,7 +217,14 @@ def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> s
 def _manifest(
     recipe: Recipe, checkpoint: Checkpoint, stages: Stages, engines: Mapping[str, EngineEntry], parity: Mapping[str, Facts]
 ) -> Manifest:
-    model = ModelEntry(
+    said: dict[str, Any] = {**recipe.to_json(), "parity": parity}
+    if checkpoint.model_id.endswith(f":{RANDOM}"):
+        said["warning"] = "RANDOM WEIGHTS: this model was never trained; only its speed and size mean anything"
+    return Manifest(_model(checkpoint), stages.files, engines, said, recipe.sha256(), library_versions(), describe_machine())
+
+
+def _model(checkpoint: Checkpoint) -> ModelEntry:
+    return ModelEntry(
         id=checkpoint.model_id,
         state_sha256=checkpoint.state_sha256,
         embed_dim=checkpoint.embed_dim,
@@ -170,7 +232,3 @@ def _manifest(
         logit_bias=checkpoint.logit_bias,
         context_length=checkpoint.context_length,
     )
-    said: dict[str, Any] = {**recipe.to_json(), "parity": parity}
-    if checkpoint.model_id.endswith(f":{RANDOM}"):
-        said["warning"] = "RANDOM WEIGHTS: this model was never trained; only its speed and size mean anything"
-    return Manifest(model, stages.files, engines, said, recipe.sha256(), library_versions(), describe_machine())

@@ -25,12 +25,13 @@ class Stages:
     """The finished stages of one export, in ``stages.json``; the record is gone once the manifest stands.
 
     Attributes:
+        folder: The bundle to be.
         files: Every file that was made, by its name in the bundle.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
         self.files: dict[str, FileEntry] = {}
-        self._folder = folder
+        self.folder = folder
         self._key = key
         self._finished = dict(finished)
 
@@ -75,7 +76,7 @@ class Stages:
 
     def close(self) -> None:
         """Remove the record; call it when the manifest stands."""
-        (self._folder / RECORD).unlink(missing_ok=True)
+        (self.folder / RECORD).unlink(missing_ok=True)
 
     def _make(self, title: str, names: Sequence[str], parent: str, make: Callable[[], Facts]) -> dict[str, Any]:
         began = time.perf_counter()
@@ -83,25 +84,25 @@ class Stages:
             facts = make()
         except OSError as error:
             raise ClipqError(
-                f"cannot write {self._folder}",
+                f"cannot write {self.folder}",
                 found=error.strerror or error,
                 fix="Free space, then run the same command again with --resume.",
             ) from error
         seconds = time.perf_counter() - began
         if seconds >= _WORTH_SAYING_S:
             note(f"{title}: {seconds:.1f} s")
-        written = [name for base in names for name in (base, f"{base}.data") if (self._folder / name).is_file()]
-        stage = {"files": {name: asdict(describe_file(self._folder, name, parent)) for name in written}, "facts": facts}
+        written = [name for base in names for name in (base, f"{base}.data") if (self.folder / name).is_file()]
+        stage = {"files": {name: asdict(describe_file(self.folder, name, parent)) for name in written}, "facts": facts}
         self._finished[title] = stage
         self._write()
         return stage
 
     def _intact(self, files: Mapping[str, Mapping[str, Any]], parent: str) -> bool:
-        whole = ((self._folder / name).is_file() and sha256_file(self._folder / name) == files[name]["sha256"] for name in files)
+        whole = ((self.folder / name).is_file() and sha256_file(self.folder / name) == files[name]["sha256"] for name in files)
         return all(entry["parent"] == parent for entry in files.values()) and all(whole)
 
     def _write(self) -> None:
-        write_json(self._folder / RECORD, {"key": self._key, "finished": self._finished})
+        write_json(self.folder / RECORD, {"key": self._key, "finished": self._finished})
 
 
 def refuse_foreign(folder: Path, *, resume: bool) -> None:

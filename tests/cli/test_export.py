@@ -12,6 +12,7 @@ import pytest
 from clipq.artifact import Bundle
 from clipq.cli.main import export_main, main
 from clipq.export import pipeline
+from clipq.export.keep import ChooseKept
 from clipq.recipe import Recipe
 
 
@@ -20,8 +21,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asks of the pipeline, which is not run."""
     seen: dict[str, Any] = {}
 
-    def record(recipe: Recipe, folder: Path, *, resume: bool) -> Bundle:
-        seen.update(recipe=recipe, folder=folder, resume=resume)
+    def record(recipe: Recipe, folder: Path, *, resume: bool, choose_kept: ChooseKept | None) -> Bundle:
+        seen.update(recipe=recipe, folder=folder, resume=resume, search=choose_kept is not None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "export_bundle", record)
@@ -31,16 +32,34 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_every_option_reaches_the_recipe(asked: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is dropped on the way; an interrupt ends with 130."""
     options = "--engines ort-fp32,ort-int8-static --towers image,text --calib wds:/data:train --calib-n 64 --calib-method mse"
-    rest = "--calib-sampling balanced --seed 3 --resume"
-    assert main(["export", "M:P", "-o", str(tmp_path), *options.split(), *rest.split()]) == 130
-    expected = Recipe("M:P", ("ort-fp32", "ort-int8-static"), ("image", "text"), "wds:/data:train", 64, "mse", "balanced", 3)
-    assert asked == {"recipe": expected, "folder": tmp_path, "resume": True}
+    mixed = "--mha int8 --sensitivity --max-drop acc1=0.01 --max-drop fpr95=0.02 --calib-ood wds:/other"
+    rest = "--calib-sampling balanced --batch 1,8,16 --graphs-only --compat version --compute-capability 8.9,12.0 --seed 3 --resume"
+    assert main(["export", "M:P", "-o", str(tmp_path), *options.split(), *mixed.split(), *rest.split()]) == 130
+    expected = Recipe(
+        model="M:P",
+        engines=("ort-fp32", "ort-int8-static"),
+        towers=("image", "text"),
+        calib="wds:/data:train",
+        calib_n=64,
+        calib_method="mse",
+        calib_sampling="balanced",
+        mha="int8",
+        sensitivity=True,
+        max_drop=("acc1=0.01", "fpr95=0.02"),
+        calib_ood="wds:/other",
+        batch=(1, 8, 16),
+        graphs_only=True,
+        compatibility=("version",),
+        compute_capabilities=("8.9", "12.0"),
+        seed=3,
+    )
+    assert asked == {"recipe": expected, "folder": tmp_path, "resume": True, "search": True}
 
 
 def test_the_defaults_are_the_recipes(asked: dict[str, Any], tmp_path: Path) -> None:
     """``clipq-export MODEL -o DIR`` is the shortest form."""
     assert export_main(["demo", "-o", str(tmp_path)]) == 130
-    assert asked == {"recipe": Recipe("demo"), "folder": tmp_path, "resume": False}
+    assert asked == {"recipe": Recipe("demo"), "folder": tmp_path, "resume": False, "search": False}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +72,13 @@ def test_the_defaults_are_the_recipes(asked: dict[str, Any], tmp_path: Path) -> 
         (["--calib-n", "many"], "invalid int value"),
         (["--calib-sampling", "fair"], "invalid choice"),
         ([], "ort-int8-static needs calibration images"),
+        (["--batch", "1,8"], "--batch is wrong; found 1,8"),
+        (["--batch", "8,4,16"], "--batch is wrong; found 8,4,16"),
+        (["--batch", "one"], "invalid batch 'one'"),
+        (["--mha", "int4"], "Did you mean 'int8'"),
+        (["--compat", "versions"], "Did you mean 'version'"),
+        (["--engines", "ort-fp32", "--max-drop", "acc1=0.01"], "--sensitivity and --max-drop are about static quantization"),
+        (["--rebuild", "bundle"], "--rebuild takes a bundle instead of a model"),
     ],
 )
 def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

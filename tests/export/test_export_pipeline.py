@@ -45,7 +45,7 @@ def test_the_layout_is_the_contract(bundle: Bundle) -> None:
     expected = {
         *("preprocess.json", "tokenizer/tokenizer.json", "tokenizer/config.json", "golden.npz", "calibration.csv"),
         *("towers/image.fp32.onnx", "towers/text.fp32.onnx"),
-        *("engines/ort-int8-dynamic/image.onnx", "engines/ort-int8-static/image.onnx"),
+        *("towers/image.int8-dynamic.onnx", "towers/image.int8.onnx"),
         *(f"engines/{engine_id}/engine.json" for engine_id in ENGINES),
     }
     assert set(bundle.manifest.files) == expected
@@ -71,16 +71,16 @@ def test_every_file_names_what_it_was_made_from(bundle: Bundle) -> None:
     """Towers come from the checkpoint, quantized graphs from towers."""
     files = bundle.manifest.files
     assert files["towers/image.fp32.onnx"].parent == bundle.manifest.model.state_sha256
-    for engine_id in ("ort-int8-dynamic", "ort-int8-static"):
-        assert files[f"engines/{engine_id}/image.onnx"].parent == files["towers/image.fp32.onnx"].sha256
+    for kind in ("int8-dynamic", "int8"):
+        assert files[f"towers/image.{kind}.onnx"].parent == files["towers/image.fp32.onnx"].sha256
 
 
 def test_the_text_tower_stays_fp32_and_is_shared(bundle: Bundle) -> None:
     """By default only the image tower is quantized, and the text graph is one file for all."""
-    for engine_id in ("ort-int8-dynamic", "ort-int8-static"):
+    for engine_id, graph in (("ort-int8-dynamic", "int8-dynamic"), ("ort-int8-static", "int8")):
         entry = bundle.engine(engine_id)
         assert (entry.precision, entry.quantized, entry.provider) == ("int8", ("image",), "CPUExecutionProvider")
-        assert entry.towers == {"image": f"engines/{engine_id}/image.onnx", "text": "towers/text.fp32.onnx"}
+        assert entry.towers == {"image": f"towers/image.{graph}.onnx", "text": "towers/text.fp32.onnx"}
     assert bundle.engine("torch-fp32").towers == {}
 
 
@@ -88,8 +88,8 @@ def test_engine_json_says_how_it_was_made(bundle: Bundle) -> None:
     """Which nodes are INT8, by which method, and how far the result is from PyTorch."""
     said = json.loads(bundle.file("engines/ort-int8-static/engine.json").read_text())
     assert (said["engine"], said["precision"], said["quantized"]) == ("ort-int8-static", "int8", ["image"])
-    assert said["quantization"]["image"]["images"] == 16
-    assert 0.9 < said["quantization"]["image"]["parity"]["min_centred_cosine"] < 1
+    assert said["graphs"]["towers/image.int8.onnx"]["images"] == 16
+    assert 0.9 < said["graphs"]["towers/image.int8.onnx"]["parity"]["min_centred_cosine"] < 1
 
 
 def test_every_engine_reproduces_the_golden_tensors(bundle: Bundle) -> None:
@@ -127,7 +127,7 @@ def test_both_towers_can_be_quantized(recipe: Recipe, tmp_path: Path) -> None:
     assert list(made.manifest.engines) == ["torch-fp32", "ort-int8-static"]
     assert made.engine("ort-int8-static").quantized == ("image", "text")
     said = json.loads(made.file("engines/ort-int8-static/engine.json").read_text())
-    assert said["quantization"]["text"]["images"] > 0
+    assert said["graphs"]["towers/text.int8.onnx"]["images"] > 0
     with open_engine(made, "ort-int8-static", threads=1) as engine:
         assert engine.run("text", np.full((1, 77), 49407, np.int32)).shape == (1, 24)
 
@@ -287,4 +287,4 @@ def test_a_trained_model_exports(tmp_path: Path) -> None:
         assert figures["max_abs_error"] < 1e-5 * figures["max_abs_output"]
         assert figures["min_centred_cosine"] > 1 - 1e-6
     said = json.loads(made.file("engines/ort-int8-static/engine.json").read_text())
-    assert said["quantization"]["image"]["parity"]["min_centred_cosine"] > 0.98
+    assert said["graphs"]["towers/image.int8.onnx"]["parity"]["min_centred_cosine"] > 0.98

@@ -1,0 +1,96 @@
+"""Plans for the device at hand, one per graph and runtime, built from a bundle's portable graphs; needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import PLAN_SUFFIX
+from clipq.engines.table import Kind
+from clipq.engines.tensorrt.adapter import load_api
+from clipq.engines.tensorrt.build import BuildOptions, build_plan
+from clipq.engines.tensorrt.device import require_device
+from clipq.errors import MissingRuntimeError
+from clipq.export.stages import Facts, Stages
+
+
+def require_builder(kind: Kind, *, fix: str) -> None:
+    """Check that plans of this kind can be built here: the library, and for TensorRT a device.
+
+    Args:
+        kind: A planned kind of engine.
+        fix: What to do instead where they cannot.
+
+    Raises:
+        MissingRuntimeError: They cannot.
+    """
+    try:
+        if kind.runtime == "tensorrt":
+            require_device()
+        load_api(kind.runtime)
+    except MissingRuntimeError as error:
+        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {error}", fix=fix) from error
+
+
+def plan_sources(kind: Kind, graphs: Mapping[str, str]) -> dict[str, str]:
+    """Return tower -> the graph that the installed library builds from: TensorRT 8 takes the one of ``graph_tensorrt8``.
+
+    Raises:
+        MissingRuntimeError: The library is not installed.
+    """
+    if not kind.graph_tensorrt8 or load_api(kind.runtime).strongly_typed:
+        return dict(graphs)
+    new, old = f".{kind.graph}.onnx", f".{kind.graph_tensorrt8}.onnx"
+    return {tower: f"{name.removesuffix(new)}{old}" if name.endswith(new) else name for tower, name in graphs.items()}
+
+
+class PlanMaker:
+    """Builds the plans of one bundle; engines that share a graph and a runtime share its plan.
+
+    Args:
+        folder: The bundle.
+        stages: Records what is made.
+        options: How to build; each plan's log gets a name of its own.
+    """
+
+    def __init__(self, folder: Path, stages: Stages, options: BuildOptions) -> None:
+        self._folder = folder
+        self._stages = stages
+        self._options = options
+        self._made: dict[tuple[str, str], tuple[str, Facts]] = {}
+
+    def make(self, engine_id: str, kind: Kind, graphs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Facts]]:
+        """Build what is missing of an engine's plans.
+
+        Args:
+            engine_id: The engine; the first of those that share a plan keeps it in its folder.
+            kind: What it is.
+            graphs: Tower to the portable graph in the bundle.
+
+        Returns:
+            Tower to plan, and tower to what the builder said of it.
+
+        Raises:
+            MissingRuntimeError: The library or the device is not here.
+            ExportError: The builder refuses a graph.
+            UsageError: The library has no such option.
+        """
+        sources = plan_sources(kind, graphs)
+        said = {tower: self._plan(engine_id, kind, tower, graph) for tower, graph in sources.items()}
+        return {tower: name for tower, (name, _) in said.items()}, {tower: facts for tower, (_, facts) in said.items()}
+
+    def _plan(self, engine_id: str, kind: Kind, tower: str, graph: str) -> tuple[str, Facts]:
+        key = (kind.runtime, graph)
+        if key not in self._made:
+            name = f"engines/{engine_id}/{tower}{PLAN_SUFFIX}"
+            log = f"engines/{engine_id}/{tower}.build.log"
+            precision = "fp32" if graph == f"towers/{tower}.fp32.onnx" else kind.precision
+
+            def build() -> dict[str, Any]:
+                options = replace(self._options, log=self._folder / log)
+                return build_plan(kind.runtime, self._folder / graph, self._folder / name, precision, options)
+
+            self._made[key] = name, self._stages.run(name, [name, log], self._stages.files[graph].sha256, build)
+        return self._made[key]

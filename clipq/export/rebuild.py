@@ -1,0 +1,123 @@
+"""Plans built anew on the target from a bundle's portable graphs: a new bundle that names its parent; needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clipq.artifact import MANIFEST, PLAN_SUFFIX, Bundle, EngineEntry, Manifest, write_manifest
+from clipq.engines.table import ENGINES
+from clipq.engines.tensorrt.build import BuildOptions
+from clipq.errors import UsageError, unknown_name
+from clipq.export.description import description_name, write_description
+from clipq.export.plans import PlanMaker, require_builder
+from clipq.export.stages import Facts, Stages
+from clipq.files import atomic_path, locked, sha256_file
+from clipq.machine import describe_machine, library_versions
+from clipq.progress import bar, note
+
+INSTALL = "See clipq doctor."
+
+
+def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, options: BuildOptions, *, resume: bool = False) -> Bundle:
+    """Copy a bundle and build its plans for this device.
+
+    Args:
+        parent: The bundle with the portable graphs.
+        engine_ids: Which planned engines to build; empty means all that the parent has. The others are left out of the new bundle.
+        folder: A new or empty folder.
+        options: Batches and compatibility of the plans.
+        resume: Continue what a killed run left.
+
+    Raises:
+        UsageError: An engine is not in the bundle or has no plan to build, or the folder holds something else.
+        MissingRuntimeError: The library or the device is not here.
+        RefusedError: A file of the parent is not what its manifest says.
+        ExportError: The builder refuses a graph.
+    """
+    chosen = _chosen(parent, engine_ids)
+    for engine_id in chosen:
+        require_builder(ENGINES[engine_id], fix=INSTALL)
+    digest = sha256_file(parent.folder / MANIFEST)
+    key = {"parent": digest, "engines": list(chosen), "options": _described(options), "versions": library_versions()}
+    with locked(folder):
+        if (folder / MANIFEST).exists():
+            return _finished(folder, digest)
+        stages = Stages.open(folder, key, resume=resume)
+        _copy(parent, folder, stages)
+        plans = PlanMaker(folder, stages, options)
+        planned = {engine_id: _build(parent, engine_id, folder, stages, plans) for engine_id in chosen}
+        ready = {name: entry for name, entry in parent.manifest.engines.items() if not entry.graphs}
+        write_manifest(folder, _manifest(parent.manifest, {**ready, **planned}, stages, digest))
+        stages.close()
+        return Bundle.open(folder)
+
+
+def _chosen(parent: Bundle, engine_ids: tuple[str, ...]) -> tuple[str, ...]:
+    planned = [name for name, entry in parent.manifest.engines.items() if entry.graphs]
+    if not planned:
+        raise UsageError(
+            f"{parent.folder} has no engine with a plan to build",
+            found=", ".join(parent.manifest.engines),
+            fix="Export it with --engines trt-fp16,trt-int8 --graphs-only.",
+        )
+    for engine_id in engine_ids:
+        if engine_id not in planned:
+            raise unknown_name("engine with a plan to build", engine_id, planned)
+    return tuple(dict.fromkeys(engine_ids or planned))
+
+
+def _described(options: BuildOptions) -> dict[str, Any]:
+    return {"batch": list(options.batch), "compatibility": list(options.compatibility), "for": list(options.compute_capabilities)}
+
+
+def _finished(folder: Path, digest: str) -> Bundle:
+    bundle = Bundle.open(folder)
+    if bundle.manifest.parent_sha256 != digest:
+        raise UsageError(f"{folder} holds another bundle", fix="Choose another folder with -o.")
+    bundle.verify()
+    note(f"{folder} is already finished and whole")
+    return bundle
+
+
+def _copy(parent: Bundle, folder: Path, stages: Stages) -> None:
+    """Copy every file of the parent but the plans, their logs and the descriptions of planned engines, each checked by hash."""
+    left = tuple(f"engines/{name}/" for name, entry in parent.manifest.engines.items() if entry.graphs)
+    names = [name for name in parent.manifest.files if not name.startswith(left) and not name.endswith(PLAN_SUFFIX)]
+    with bar("Copying the bundle", len(names)) as advance:
+        for name in names:
+            stages.run(f"copy of {name}", [name], parent.manifest.files[name].parent, partial(_copy_file, parent, name, folder))
+            advance(1)
+
+
+def _copy_file(parent: Bundle, name: str, folder: Path) -> Facts:
+    source = parent.file(name)
+    with atomic_path(folder / name) as part:
+        shutil.copyfile(source, part)
+    return {}
+
+
+def _build(parent: Bundle, engine_id: str, folder: Path, stages: Stages, plans: PlanMaker) -> EngineEntry:
+    entry = parent.engine(engine_id)
+    towers, facts = plans.make(engine_id, ENGINES[engine_id], entry.graphs)
+    said: Mapping[str, Any] = json.loads(parent.file(description_name(engine_id)).read_text())
+    built = replace(entry, towers=towers)
+    kept = {name: said[name] for name in ("graphs", "work", "asked") if name in said}
+    write_description(folder, stages, engine_id, built, {**kept, "plans": facts})
+    return built
+
+
+def _manifest(parent: Manifest, engines: Mapping[str, EngineEntry], stages: Stages, digest: str) -> Manifest:
+    return replace(
+        parent,
+        files=stages.files,
+        engines=engines,
+        versions=library_versions(),
+        device=describe_machine(),
+        parent_sha256=digest,
+    )
