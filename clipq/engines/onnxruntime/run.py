@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,8 +16,10 @@ from clipq.artifact import Bundle, Manifest
 from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
 from clipq.engines.onnxruntime.profile import read_profile
+from clipq.engines.onnxruntime.providers import CPU, require_provider, session_providers
 from clipq.engines.proof import TowerProof, read_work
-from clipq.errors import EngineError, MissingRuntimeError, RefusedError, missing_extra
+from clipq.errors import EngineError, RefusedError
+from clipq.recipe import Recipe
 
 INPUT_NAMES: Mapping[Tower, str] = {"image": "pixels", "text": "tokens"}
 OUTPUT_NAME = "embedding"
@@ -45,15 +46,14 @@ class OrtEngine(Engine):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, engine_id: str, threads: int | None = None) -> Self:
-        """Return the engine with every one of its files checked by hash; nothing is loaded yet.
+        """Return the engine with its provider and every one of its files checked; no session is made yet.
 
         Raises:
-            MissingRuntimeError: onnxruntime is not installed.
+            MissingRuntimeError: onnxruntime, its provider, the device or a library that they need is not here.
             RefusedError: A file is not what the manifest says.
         """
         entry = bundle.engine(engine_id)
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise missing_extra("onnxruntime", "cpu")
+        require_provider(entry.provider)
         files: dict[Tower, Path] = {tower: _checked(bundle, entry.towers[tower]) for tower in INPUT_NAMES if tower in entry.towers}
         engine = cls(engine_id, _specs(bundle), files, bundle.manifest)
         engine.threads = threads
@@ -69,15 +69,14 @@ class OrtEngine(Engine):
         spec = self.towers[tower]
         sample = np.zeros((1, *spec.input_shape), spec.input_dtype)
         with tempfile.TemporaryDirectory(prefix="clipq-profile-") as folder:
-            provider = self._manifest.engines[self.id].provider
-            session = _session(self._files[tower], provider, self.threads, spinning=False, profile=f"{folder}/profile")
+            session = self._session(tower, spinning=False, profile=f"{folder}/profile")
             self._infer(session, tower, sample)
             text = Path(session.end_profiling()).read_text()
         return read_profile(text, self._work.get(tower, {}))
 
     def _open(self) -> None:
         for tower, path in self._files.items():
-            session = _session(path, self._manifest.engines[self.id].provider, self.threads, spinning=not self.shares_cores)
+            session = self._session(tower, spinning=not self.shares_cores)
             self.provider = session.get_providers()[0]
             _check_model(session, self._manifest, path)
             _check_signature(session, INPUT_NAMES[tower], self.towers[tower], path)
@@ -89,6 +88,13 @@ class OrtEngine(Engine):
 
     def _run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
         return self._infer(self._sessions[tower], tower, batch)
+
+    def _session(self, tower: Tower, *, spinning: bool, profile: str = "") -> Any:
+        path, entry, spec = self._files[tower], self._manifest.engines[self.id], self.towers[tower]
+        graph = entry.towers[tower].removesuffix(".onnx").rpartition(".")[2]  # towers/<tower>.<graph>.onnx
+        batches = self._manifest.recipe.get("batch", Recipe(model="").batch)
+        providers = session_providers(entry.provider, graph, (INPUT_NAMES[tower], batches, spec.input_shape))
+        return _session(path, providers, self.threads, spinning=spinning, profile=profile)
 
     def _infer(self, session: Any, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
         try:
@@ -116,7 +122,7 @@ def _specs(bundle: Bundle) -> dict[Tower, TowerSpec]:
     }
 
 
-def _session(path: Path, provider: str, threads: int | None, *, spinning: bool, profile: str = "") -> Any:
+def _session(path: Path, providers: Sequence[tuple[str, dict[str, str]]], threads: int | None, *, spinning: bool, profile: str) -> Any:
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -124,16 +130,16 @@ def _session(path: Path, provider: str, threads: int | None, *, spinning: bool, 
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.enable_profiling, options.profile_file_prefix = bool(profile), profile
-    if provider not in ort.get_available_providers():
-        raise MissingRuntimeError(f"{path} needs {provider}", found=f"only {', '.join(ort.get_available_providers())}")
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         raise EngineError(f"ONNX Runtime cannot load {path}", found=_first_line(error), fix="Export this engine again.") from error
     session.disable_fallback()
-    expected = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    expected = list(dict.fromkeys([*(name for name, _ in providers), CPU]))
     if session.get_providers() != expected:
-        raise EngineError(f"{path} fell back to another provider", found=session.get_providers(), expected=expected)
+        raise EngineError(
+            f"{path} fell back to another provider", found=session.get_providers(), expected=expected, fix="See clipq doctor."
+        )
     return session
 
 
