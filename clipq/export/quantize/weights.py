@@ -11,14 +11,14 @@ LARGEST = 127  # -128 stays unused, so that the grid is symmetric
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
-def scale_of(largest: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Return the float32 step that maps ``largest`` (>= 0) to 127; 1 where there is nothing but zeros.
+def scale_of(largest: npt.ArrayLike, levels: float = LARGEST) -> npt.NDArray[np.float32]:
+    """Return the float32 step that maps ``largest`` (>= 0) to the largest number of the format; 1 where there are only zeros.
 
     >>> scale_of([254.0, 0.0]).tolist()
     [2.0, 1.0]
     """
     value = np.asarray(largest, np.float64)
-    return np.where(value > 0, np.maximum(value / LARGEST, SMALLEST_SCALE), 1.0).astype(np.float32)
+    return np.where(value > 0, np.maximum(value / levels, SMALLEST_SCALE), 1.0).astype(np.float32)
 
 
 def quantize_weight(weight: npt.NDArray[Any], axis: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
