@@ -31,7 +31,7 @@ def require_builder(kind: Kind, *, fix: str) -> None:
             require_device()
         load_api(kind.runtime)
     except MissingRuntimeError as error:
-        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {error}", fix=fix) from error
+        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {str(error).rstrip(".")}", fix=fix) from error
 
 
 def plan_sources(kind: Kind, graphs: Mapping[str, str]) -> dict[str, str]:
