@@ -31,7 +31,8 @@ def require_builder(kind: Kind, *, fix: str) -> None:
             require_device()
         load_api(kind.runtime)
     except MissingRuntimeError as error:
-        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {str(error).rstrip(".")}", fix=fix) from error
+        why = str(error).rstrip(".")
+        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {why}", fix=fix) from error
 
 
 def plan_sources(kind: Kind, graphs: Mapping[str, str]) -> dict[str, str]:
