@@ -10,7 +10,8 @@ from typing import Any
 
 FAILURES = ("INTERNAL_ERROR", "ERROR")
 _NODE = re.compile(r"Parsing node: (?P<name>.*) \[\w+\]")
-_NO_DEVICE = re.compile(r"Cuda Runtime|Thread context has not been set")  # said on every build without a GPU; means nothing there
+# Said on every build without a GPU, where it means nothing.
+_NO_DEVICE = re.compile(r"CUDA driver version is insufficient|no CUDA-capable device|Thread context has not been set")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +27,25 @@ class Log:
     """Keeps messages while somebody listens; verbose ones only tell which node is being parsed."""
 
     def __init__(self) -> None:
-        self._lines: list[Line] | None = None
+        self._listeners: list[list[Line]] = []
         self._node = ""
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[list[Line]]:
-        """Yield a list that grows by every message that is no mere detail."""
-        before, self._lines, self._node = self._lines, [], ""
+        """Yield a list that grows by every message that is no mere detail; several may listen at once."""
+        lines: list[Line] = []
+        self._listeners.append(lines)
         try:
-            yield self._lines
+            yield lines
         finally:
-            self._lines = before
+            self._listeners = [other for other in self._listeners if other is not lines]
+            self._node = ""
 
     def take(self, severity: str, text: str) -> None:
         """Take one message. Called from inside TensorRT, so it must not raise."""
-        if self._lines is None:
-            return
         if severity != "VERBOSE":
-            self._lines.append(Line(severity, text, self._node))
+            for lines in self._listeners:
+                lines.append(Line(severity, text, self._node))
         elif parsing := _NODE.search(text):
             self._node = parsing["name"]
 
@@ -65,15 +67,16 @@ def make_logger(library: Any, log: Log) -> Any:
 
 
 def last_failure(lines: Sequence[Line]) -> str:
-    """Return the last error that is not an echo of a missing GPU, in one line of at most 400 characters."""
-    failures = [line.text for line in lines if line.severity in FAILURES and not _NO_DEVICE.search(line.text)]
-    return one_line(failures[-1]) if failures else "no reason given"
+    """Return the last error, one that is not the echo of a missing GPU if there is any, in one line of at most 400 characters."""
+    failures = [line.text for line in lines if line.severity in FAILURES]
+    meant = [text for text in failures if not _NO_DEVICE.search(text)] or failures
+    return one_line(meant[-1]) if meant else "no reason given"
 
 
 def one_line(text: str) -> str:
     """Return a message without line breaks and without the echo of a missing GPU, at most 400 characters."""
-    lines = [line.strip() for line in text.splitlines() if not _NO_DEVICE.search(line)]
-    return " ".join(line for line in lines if line)[:400]
+    meant = [line for line in text.splitlines() if not _NO_DEVICE.search(line)] or [text]
+    return " ".join(" ".join(meant).split())[:400]
 
 
 def as_text(lines: Sequence[Line]) -> str:

@@ -41,7 +41,7 @@ class TimingCache:
 
     def __init__(self, folder: Path, version: str, device: DeviceFacts) -> None:
         parts = (version, f"sm{device.sm}", device.driver, device.name)
-        self._folder = folder / re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(parts))
+        self._folder = folder / re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(parts)).strip("-")
 
     def load(self, config: Any) -> str:
         """Give the latest timings to a build; return their hash, empty where there are none that fit."""
