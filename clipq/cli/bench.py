@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import Bundle
-from clipq.cli.options import add_json, add_output, add_quiet, comma_list, write_json_option
+from clipq.cli.options import add_json, add_output, add_quiet, add_trust, comma_list, write_json_option
 from clipq.files import locked, reading, write_json
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     parser.add_argument("--bench-seconds", metavar="S", type=float, default=5.0, help="time per engine and scenario (default: 5)")
     parser.add_argument("--batch", metavar="N,...", type=_batch_sizes, default=(1, 32), help="images of one call (default: 1,32)")
+    add_trust(parser)
     add_json(parser)
     add_quiet(parser)
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print a table or JSON."""
     from clipq.evaluate.latency import bench_bundle
 
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     with reading(args.bundle):
         record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds, batch_sizes=args.batch)
     if args.output:

@@ -15,6 +15,7 @@ from clipq.cli.options import (
     add_quiet,
     add_resume,
     add_seed,
+    add_trust,
     comma_list,
     end_on_failure,
     write_json_option,
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
     add_gates(parser)
+    add_trust(parser)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     speed = parser.add_mutually_exclusive_group()
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         bench_seconds=0.0 if args.no_bench else args.bench_seconds,
         rules=tuple(args.fail_on),
     )
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     with reading(args.bundle), locked(args.output):
         report = evaluate_bundle(bundle, options, args.output)
     if args.json:

@@ -46,6 +46,12 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same folder")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-engine``."""
+    help_text = "load TensorRT plans whose hash the manifest does not name; a plan is code that runs on this machine"
+    parser.add_argument("--trust-engine", action="store_true", help=help_text)
+
+
 def write_json_option(target: str, value: object) -> None:
     """Write a result where ``--json`` says: a file, or stdout for ``-``."""
     if target == "-":

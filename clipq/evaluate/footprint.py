@@ -16,13 +16,13 @@ from clipq.engines.table import open_engine
 BATCH_SIZE = 32
 
 
-def measure(folder: Path, engine_id: str, threads: int) -> dict[str, Any]:
+def measure(folder: Path, engine_id: str, threads: int, *, trust_plans: bool = False) -> dict[str, Any]:
     """Return ``load_s``, ``peak_rss_bytes`` and what they include.
 
     ``load_s`` runs from the opened manifest to an engine that can compute: hashes, import of the runtime, sessions.
     The peak is the process's highest resident memory after one batch of 32, Python and libraries included.
     """
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, trust_plans=trust_plans)
     start = time.perf_counter()
     with open_engine(bundle, engine_id, threads) as engine:
         load_s = time.perf_counter() - start
@@ -44,4 +44,4 @@ def peak_memory_bytes() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), trust_plans="--trust-engine" in sys.argv[4:])))

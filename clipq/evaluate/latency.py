@@ -202,7 +202,15 @@ def footprint(bundle: Bundle, engine_id: str, threads: int) -> dict[str, Any]:
     Raises:
         EngineError: The process failed.
     """
-    command = [sys.executable, "-m", "clipq.evaluate.footprint", str(bundle.folder), engine_id, str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "clipq.evaluate.footprint",
+        str(bundle.folder),
+        engine_id,
+        str(threads),
+        *["--trust-engine"] * bundle.trust_plans,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module, no shell
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -12,8 +12,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from clipq import __version__
-from clipq.artifact import Bundle
+from clipq.artifact import PLAN_SUFFIX, Bundle, FileEntry, describe_file
 from clipq.engines.base import Tower
+from clipq.engines.table import PLANNED
+from clipq.engines.tensorrt.adapter import load_api
+from clipq.engines.tensorrt.device import require_device
 from clipq.errors import missing_extra
 from clipq.machine import describe_machine, library_versions, now
 
@@ -21,14 +24,17 @@ _DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "torch": (("torch",), "export"),
     "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "cpu"),
 }  # runtime -> distributions that may bring it, and the extra that does
+ON_CPU = ("cpu", "CPUExecutionProvider")
 
 
 def runtime_version(runtime: str) -> str:
-    """Return the installed version of a runtime.
+    """Return the version of a runtime: as it is installed, or as the library says that runs plans (JetPack installs it without pip).
 
     Raises:
         MissingRuntimeError: It is not installed.
     """
+    if runtime in PLANNED:
+        return load_api(runtime).version
     names, extra = _DISTRIBUTIONS[runtime]
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -38,31 +44,32 @@ def runtime_version(runtime: str) -> str:
 
 def engine_files(bundle: Bundle, engine_id: str) -> dict[str, str]:
     """Return file name -> SHA-256 of everything an engine is: its towers with their external data; empty for torch."""
-    names = bundle.engine(engine_id).towers.values()
-    return {file: sha256 for name in names for file, sha256 in _tower_files(bundle, name).items()}
+    return {file: entry.sha256 for file, entry in _engine_entries(bundle, engine_id).items()}
 
 
 def engine_bytes(bundle: Bundle, engine_id: str) -> int | None:
     """Return the size of an engine's files together, or None for the engine that ships no file of its own."""
-    files = engine_files(bundle, engine_id)
-    return sum(bundle.manifest.files[name].size_bytes for name in files) if files else None
+    entries = _engine_entries(bundle, engine_id)
+    return sum(entry.size_bytes for entry in entries.values()) if entries else None
 
 
 def tower_facts(bundle: Bundle, engine_id: str, tower: Tower) -> dict[str, Any]:
-    """Return what decides the values a tower computes: its files or checkpoint by hash, and the runtime with its version.
+    """Return what decides the values a tower computes: its files or checkpoint by hash, runtime and version, and the GPU if it has one.
 
     Raises:
         MissingRuntimeError: The runtime is not installed.
     """
     entry = bundle.engine(engine_id)
     name = entry.towers.get(tower)
-    return {
+    weights = None if name is None else sorted(file.sha256 for file in _tower_entries(bundle, name).values())
+    facts = {
         "tower": tower,
-        "weights": bundle.manifest.model.state_sha256 if name is None else sorted(_tower_files(bundle, name).values()),
+        "weights": weights or bundle.manifest.model.state_sha256,
         "runtime": entry.runtime,
         "version": runtime_version(entry.runtime),
         "provider": entry.provider,
     }
+    return facts if entry.provider in ON_CPU else {**facts, "device": require_device().name}
 
 
 def describe_engine(bundle: Bundle, engine_id: str) -> dict[str, Any]:
@@ -102,8 +109,16 @@ def describe_run(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _tower_files(bundle: Bundle, name: str) -> dict[str, str]:
-    return {file: entry.sha256 for file, entry in bundle.manifest.files.items() if file == name or file.startswith(f"{name}.data")}
+def _engine_entries(bundle: Bundle, engine_id: str) -> dict[str, FileEntry]:
+    names = bundle.engine(engine_id).towers.values()
+    return {file: entry for name in names for file, entry in _tower_entries(bundle, name).items()}
+
+
+def _tower_entries(bundle: Bundle, name: str) -> dict[str, FileEntry]:
+    """Return a tower's file and its external data as they ran: a plan that need not have the manifest's hash is hashed anew."""
+    if bundle.trust_plans and name.endswith(PLAN_SUFFIX):
+        return {name: describe_file(bundle.folder, name)}
+    return {file: entry for file, entry in bundle.manifest.files.items() if file == name or file.startswith(f"{name}.data")}
 
 
 def _layers(bundle: Bundle, engine_id: str) -> dict[str, int]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from clipq.artifact import Bundle
+from clipq.engines.table import open_engine
 from clipq.errors import MissingRuntimeError, UsageError
 from clipq.evaluate.provenance import runtime_version
 from clipq.progress import note
 
 
 def usable_engines(bundle: Bundle, asked: tuple[str, ...]) -> list[str]:
-    """Return the engines that were asked for, or all whose runtime is installed (a line tells which are left out).
+    """Return the engines that were asked for, or all whose runtime, device and plans are here (a line tells which are left out).
 
     Raises:
         UsageError: The bundle has no such engine, or none at all can run here.
-        MissingRuntimeError: The runtime of an engine that was asked for is not installed.
+        MissingRuntimeError: What an engine that was asked for needs is not here.
+        RefusedError: A file of an engine is not what the manifest says; that is never just left out.
     """
     chosen = [name for name in dict.fromkeys(asked or bundle.manifest.engines) if _usable(bundle, name, must=bool(asked))]
     if not chosen:
@@ -26,10 +28,11 @@ def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> lis
 
     Raises:
         UsageError: The bundle has no such engine.
-        MissingRuntimeError: The runtime of the baseline, or of an engine that was asked for, is not installed.
+        MissingRuntimeError: What the baseline, or an engine that was asked for, needs is not here.
+        RefusedError: A file of an engine is not what the manifest says.
     """
     try:
-        runtime_version(bundle.engine(baseline).runtime)
+        _require(bundle, baseline)
     except MissingRuntimeError as error:
         raise MissingRuntimeError(f"the baseline {baseline} cannot run: {error}", fix="Or use --baseline ort-fp32.") from error
     return list(dict.fromkeys([baseline, *usable_engines(bundle, asked)]))
@@ -37,10 +40,16 @@ def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> lis
 
 def _usable(bundle: Bundle, engine_id: str, *, must: bool) -> bool:
     try:
-        runtime_version(bundle.engine(engine_id).runtime)
+        _require(bundle, engine_id)
     except MissingRuntimeError as error:
         if must:
             raise
         note(f"leaving out {engine_id}: {error}")
         return False
     return True
+
+
+def _require(bundle: Bundle, engine_id: str) -> None:
+    """Check runtime, device and files of an engine; it is made, not entered, so nothing is loaded onto a device."""
+    runtime_version(bundle.engine(engine_id).runtime)
+    open_engine(bundle, engine_id)
