@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
     add_gates(parser)
     add_trust(parser)
+    fallback = "evaluate, and mark, an engine that does not run in the precision it is named after, instead of ending with an error"
+    parser.add_argument("--allow-fallback", action="store_true", help=fallback)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     speed = parser.add_mutually_exclusive_group()
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         bench_seconds=0.0 if args.no_bench else args.bench_seconds,
         rules=tuple(args.fail_on),
+        allow_fallback=args.allow_fallback,
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     with reading(args.bundle), locked(args.output):
@@ -78,7 +81,8 @@ def summary(report: dict[str, Any], folder: Path) -> str:
     """Return the verdict of every engine and where the report is."""
     lines = []
     for engine_id, verdict in report["verdict"].items():
-        lines.append(f"{engine_id}: {verdict['outcome']}")
+        dominated = f", dominated by {verdict['dominated_by']} here" if verdict["dominated_by"] else ""
+        lines.append(f"{engine_id}: {verdict['outcome']}{dominated}")
         lines += [f"  {why}" for why in verdict["why"]]
     if not lines:
         lines.append(f"only {report['baseline']} was evaluated, so there is nothing to compare")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import PurePosixPath
@@ -75,7 +73,7 @@ def tower_facts(bundle: Bundle, engine_id: str, tower: Tower) -> dict[str, Any]:
 def describe_engine(bundle: Bundle, engine_id: str) -> dict[str, Any]:
     """Return the entry of ``report["engines"]``."""
     entry = bundle.engine(engine_id)
-    facts: dict[str, Any] = {
+    return {
         "sha256": engine_files(bundle, engine_id),
         "runtime": entry.runtime,
         "provider": entry.provider,
@@ -83,8 +81,6 @@ def describe_engine(bundle: Bundle, engine_id: str) -> dict[str, Any]:
         "size_bytes": engine_bytes(bundle, engine_id),
         "quantized": list(entry.quantized),
     }
-    layers = _layers(bundle, engine_id)
-    return {**facts, "layers": layers} if layers else facts
 
 
 def describe_run(bundle: Bundle) -> dict[str, Any]:
@@ -119,13 +115,3 @@ def _tower_entries(bundle: Bundle, name: str) -> dict[str, FileEntry]:
     if bundle.trust_plans and name.endswith(PLAN_SUFFIX):
         return {name: describe_file(bundle.folder, name)}
     return {file: entry for file, entry in bundle.manifest.files.items() if file == name or file.startswith(f"{name}.data")}
-
-
-def _layers(bundle: Bundle, engine_id: str) -> dict[str, int]:
-    """Return precision -> number of layers in the quantized towers, as export counted them; empty where nothing is quantized."""
-    name = f"engines/{engine_id}/engine.json"
-    layers: Counter[str] = Counter()
-    if name in bundle.manifest.files:
-        for facts in json.loads(bundle.file(name).read_text()).get("quantization", {}).values():
-            layers.update({precision: sum(counts.values()) for precision, counts in facts.get("counts", {}).items()})
-    return dict(layers)

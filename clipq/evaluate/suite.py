@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
 from clipq.evaluate.gates import parse_gate
 from clipq.evaluate.latency import bench
+from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.scoring import score
@@ -39,6 +41,7 @@ class EvalOptions:
         bench_seconds: Time per engine and latency scenario; 0 measures no latency.
         resamples: Bootstrap resamples.
         rules: Gates; empty means the default ones.
+        allow_fallback: Evaluate an engine that does not run in its precision too, and mark it.
     """
 
     data: tuple[str, ...]
@@ -53,6 +56,7 @@ class EvalOptions:
     bench_seconds: float = 2.0
     resamples: int = 2000
     rules: tuple[str, ...] = ()
+    allow_fallback: bool = False
 
     def __post_init__(self) -> None:
         least: dict[str, tuple[float | None, float]] = {
@@ -73,7 +77,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         UsageError: An engine, data set or rule is unknown.
         MissingRuntimeError: A runtime that was asked for, or a library of the report, is not installed.
         DataError: The data is unusable, or was used for calibration.
-        EngineError: An engine failed.
+        EngineError: An engine failed, or does not run in the precision it is named after.
         RefusedError: A file is not what the manifest says.
     """
     require_report_libraries()
@@ -82,6 +86,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
     inside, outside = load_sets(bundle, options.data, options.ood, limit=options.limit, seed=options.seed)
+    layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
     embedded = embed_everything(bundle, engine_ids, (inside, outside), work, folder / "embeddings", resume=options.resume)
     scores = score(embedded, bundle.manifest.model, resamples=options.resamples, seed=options.seed)
@@ -90,7 +95,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "schema": SCHEMA,
         "baseline": options.baseline,
         "provenance": {**describe_run(bundle), **_conditions(bundle, options, threads)},
-        "engines": {engine_id: describe_engine(bundle, engine_id) for engine_id in engine_ids},
+        "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
         "datasets": embedded.describe_sets(),
         "results": scores.results,
         "ood": scores.ood,
@@ -100,6 +105,10 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     report["gates"], report["verdict"] = judge(report, options.rules)
     write_report(report, scores.samples, folder)
     return report
+
+
+def _engine(bundle: Bundle, engine_id: str, layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    return {**describe_engine(bundle, engine_id), **({"layers": layers[engine_id]} if engine_id in layers else {})}
 
 
 def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str, Any]:

@@ -13,15 +13,13 @@ Bootstrap intervals collapse when hardly an image differs, so none is taken to b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from clipq.evaluate.domination import dominated_by, domination
 from clipq.evaluate.gates import Gate, Reading, judge_reading, parse_gate, readings
-from clipq.evaluate.report.format import quantity, ratio
-from clipq.evaluate.report.tables import size_bytes
 
 DEFAULT_RULES = ("acc1.delta_pp<-1.0", "ece15.delta>0.01", "mcm.auroc.delta<-0.01")
-_NOISE = 0.05  # latencies closer than this are equal
 
 
 def judge(report: Mapping[str, Any], rules: Sequence[str] = ()) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -68,7 +66,7 @@ def _verdict(report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str
         why.append("no gate concerns anything that was measured")
     stronger = dominated_by(report, engine, failed)
     if stronger is not None:
-        why.append(_domination(report, engine, stronger))
+        why.append(domination(report, engine, stronger))
     return {
         "ship": proven and not fails,
         "outcome": "do not ship" if fails else "ship" if proven else "not shown",
@@ -88,57 +86,3 @@ def _passes(gates: Sequence[Mapping[str, Any]]) -> list[str]:
             others = f" (closest of {len(passed)})" if len(passed) > 1 else ""
             sentences.append(closest["why"] + others)
     return sentences
-
-
-def dominated_by(report: Mapping[str, Any], engine: str, failed: Iterable[str] = ()) -> str | None:
-    """Return the fastest engine that is at least as accurate within noise on every data set, faster and not larger, or None.
-
-    Noise is the wider of the two engines' half intervals of the accuracy delta; faster is more than 5 % less time in one
-    scenario and not more than 5 % slower in any other. An engine in ``failed`` dominates nobody.
-    """
-    others = [other for other in report["engines"] if other != engine and other not in set(failed)]
-    stronger = [
-        other
-        for other in others
-        if _as_accurate(report, other, engine) and _faster(report, other, engine) and _no_larger(report, other, engine)
-    ]
-    return min(stronger, key=lambda other: _times(report, other)[min(_times(report, other))], default=None)
-
-
-def _as_accurate(report: Mapping[str, Any], other: str, engine: str) -> bool:
-    theirs, ours = report["results"].get(other, {}), report["results"].get(engine, {})
-    shared = [data for data in ours if "acc1" in ours[data] and "acc1" in theirs.get(data, {})]
-    return bool(shared) and all(
-        theirs[data]["acc1"]["value"] >= ours[data]["acc1"]["value"] - max(_half(theirs[data]["acc1"]), _half(ours[data]["acc1"]))
-        for data in shared
-    )
-
-
-def _half(entry: Mapping[str, Any]) -> float:
-    ends = entry["delta_ci95"]
-    return 0.0 if ends is None or None in ends else (ends[1] - ends[0]) / 2
-
-
-def _times(report: Mapping[str, Any], engine: str) -> dict[str, float]:
-    scenarios = report["bench"].get(engine, {})
-    return {name: values["p50_s"] for name, values in sorted(scenarios.items()) if name != "artefact"}
-
-
-def _faster(report: Mapping[str, Any], other: str, engine: str) -> bool:
-    theirs, ours = _times(report, other), _times(report, engine)
-    ratios = [theirs[name] / ours[name] for name in ours if name in theirs]
-    return bool(ratios) and min(ratios) < 1 - _NOISE and max(ratios) <= 1 + _NOISE
-
-
-def _no_larger(report: Mapping[str, Any], other: str, engine: str) -> bool:
-    theirs, ours = size_bytes(report, other), size_bytes(report, engine)
-    return theirs is not None and ours is not None and theirs <= ours
-
-
-def _domination(report: Mapping[str, Any], engine: str, stronger: str) -> str:
-    ours, theirs = _times(report, engine), _times(report, stronger)
-    speed = ", ".join(f"{ratio(ours[name] / theirs[name])} as fast at {name}" for name in ours if name in theirs)
-    return (
-        f"dominated by {stronger}: as accurate within noise, {speed}, "
-        f"{quantity(size_bytes(report, stronger), 'bytes')} against {quantity(size_bytes(report, engine), 'bytes')}"
-    )

@@ -14,9 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from clipq.errors import ExportError
 
@@ -33,7 +37,8 @@ _PRECISIONS: Mapping[int, str] = {
 }
 _QUANTIZED = ("int8", "fp8")
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # what may stand between DequantizeLinear and its reader
-_SHAPE_BYTES = 4096  # constants up to this size may be shapes, which inference needs the values of
+_LEFT_ALONE = (*_PRODUCTS, *_CONVOLUTIONS, "QuantizeLinear", "DequantizeLinear")  # never computed as part of a shape
+_SHAPE_VALUES = 1024  # constants of up to so many values may be shapes, or part of computing one
 
 
 def work_of(graph: Path) -> dict[str, int]:
@@ -110,16 +115,14 @@ def _read(path: Path) -> _Shaped:
     try:
         model = onnx.load(str(path), load_external_data=False)
         _one_sample(model)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        model = _infer(model)
     except Exception as error:  # protobuf, onnx and the file system each raise their own kinds
         raise ExportError(f"cannot read the graph {path}", found=error, fix="Export it again.") from error
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     shapes: dict[str, list[int | None]] = {
         value.name: [size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim]
-        for value in values
-        if value.type.tensor_type.HasField("shape")
+        for value in [*_values(model), *model.graph.output]
     }
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.input]}
     for tensor in model.graph.initializer:
         shapes[tensor.name], types[tensor.name] = list(tensor.dims), tensor.data_type
     return _Shaped(model, path, shapes, types, {name: node for node in model.graph.node for name in node.output})
@@ -127,9 +130,59 @@ def _read(path: Path) -> _Shaped:
 
 def _one_sample(model: ModelProto) -> None:
     """Set the batch to one, and drop the values of weights: only their shapes matter, and inference is limited to 2 GiB."""
-    del model.graph.value_info[:]
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) > _SHAPE_BYTES:
+        if not _is_small(tensor):
             tensor.ClearField("raw_data")
+
+
+def _infer(model: ModelProto) -> ModelProto:
+    """Infer every shape; what computes shapes is computed here, round by round, because inference knows too few operators for it."""
+    while True:
+        del model.graph.value_info[:]
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        if not _compute_shapes(model):
+            return model
+
+
+def _compute_shapes(model: ModelProto) -> bool:
+    """Turn every node that depends on known shapes and small constants alone into a constant; return whether there was one."""
+    sizes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in _values(model)}
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if _is_small(tensor)}
+    kept = []
+    for node in model.graph.node:
+        value = _value(node, known, sizes)
+        if value is None or value.size > _SHAPE_VALUES:
+            kept.append(node)
+        else:
+            known[node.output[0]] = value
+            model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    found = len(kept) < len(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return found
+
+
+def _value(node: NodeProto, known: Mapping[str, npt.NDArray[Any]], sizes: Mapping[str, list[int]]) -> npt.NDArray[Any] | None:
+    """Return what a node computes where that is known by now."""
+    if node.op_type == "Shape" and all(sizes.get(node.input[0], [0])):
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        return np.array(sizes[node.input[0]][ends.get("start", 0) : ends.get("end")], np.int64)
+    large = any(not _is_small(attribute.t) or attribute.HasField("g") for attribute in node.attribute)
+    left_alone = len(node.output) != 1 or node.op_type in _LEFT_ALONE or large
+    if left_alone or not all(name in known for name in node.input if name):
+        return None
+    (value,) = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input if name})
+    return np.asarray(value)
+
+
+def _values(model: ModelProto) -> Iterator[ValueInfoProto]:
+    """Yield the tensors whose shape is known to some degree."""
+    for value in [*model.graph.value_info, *model.graph.input]:
+        if value.type.tensor_type.HasField("shape"):
+            yield value
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    return math.prod(tensor.dims) <= _SHAPE_VALUES and tensor.data_location != TensorProto.EXTERNAL

@@ -37,7 +37,11 @@ def test_every_engine_is_compared_with_pytorch(report: dict[str, Any]) -> None:
     assert report["engines"]["torch-fp32"]["size_bytes"] is None
     assert report["engines"]["torch-fp32"]["sha256"] == {}
     assert report["engines"]["ort-int8-static"]["size_bytes"] < report["engines"]["ort-fp32"]["size_bytes"]
-    assert report["engines"]["ort-int8-static"]["layers"]["int8"] > 0
+    assert "layers" not in report["engines"]["torch-fp32"]
+    for engine in ("ort-int8-static", "ort-int8-dynamic"):
+        assert report["engines"][engine]["layers"]["multiply_adds"]["int8"] > 0.8
+        assert "fallback" not in report["engines"][engine]["layers"]
+    assert report["engines"]["ort-fp32"]["layers"]["multiply_adds"] == {"fp32": 1.0}
     (metrics,) = report["results"]["ort-int8-static"].values()
     assert metrics["acc1"]["delta"] is not None
 

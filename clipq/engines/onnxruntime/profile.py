@@ -117,10 +117,11 @@ def _multiply_adds(op_type: str, inputs: _Shapes, output: Sequence[int]) -> int:
 
 
 def _attention(op_type: str, shapes: _Shapes) -> int:
-    """Return queries x keys x width, twice; with the weights of Q, K and V as an input, their product too."""
+    """Return queries x keys x width, twice; where Q, K and V are made in the same kernel, the product that makes them too."""
     tokens, width = shapes[0][1], shapes[0][-1]
-    if op_type in {"Attention", "QAttention"} and len(shapes) > 1 and len(shapes[1]) == 2:
-        return tokens * math.prod(shapes[1]) + 2 * tokens * tokens * shapes[1][1] // 3
+    if op_type in {"Attention", "QAttention"}:
+        projected = next((shape[-1] for shape in shapes[1:] if len(shape) in {1, 2} and shape[-1] > 1), 3 * width)  # weights or bias
+        return tokens * width * projected + 2 * tokens * tokens * projected // 3
     keys = shapes[1][1] if len(shapes) > 1 and len(shapes[1]) == 3 else tokens
     return 2 * tokens * keys * width
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from clipq.evaluate.report import plots, tables, view
+from clipq.evaluate.report import plots, ran, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
 from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped
 
@@ -57,6 +57,8 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
         "more_ood_tables": [
             tables.ood_table(report, pair, metric) for pair in pairs for metric in tables.ood_metrics(report, pair) if metric != "auroc"
         ],
+        "ran": ran.ran_table(report),
+        "remarks": ran.remarks(report),
         "robustness": tables.robustness_tables(report),
         "bench": tables.bench_tables(report),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipq.evaluate.report import tables, view
+from clipq.evaluate.report import ran, tables, view
 from clipq.evaluate.report.tables import Cell, Table
 
 
@@ -21,6 +21,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         "## What was compared",
         "\n".join(f"- {_text(term)}: {_text(text)}" for term, text in view.facts(report)),
     ]
+    parts += _what_ran(report)
     main = [tables.result_table(report, data, tables.measured_metrics(report, data)) for data in tables.labelled(report)]
     ood = [tables.ood_table(report, pair, "auroc") for pair in tables.pairs(report)]
     paired = [tables.paired_table(report, data) for data in tables.labelled(report)]
@@ -35,8 +36,21 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines = []
     for card in view.cards(report):
         lines.append(f"- **{_text(card.engine)}: {card.word.lower()}.** {card.sentence}")
+        lines += [f"  - **{_text(card.domination)}**"] if card.domination else []
         lines += [f"  - {_text(reason)}" for reason in [*card.reasons, *card.more]]
     return "\n".join(lines)
+
+
+def _what_ran(report: Mapping[str, Any]) -> list[str]:
+    table = ran.ran_table(report)
+    if table is None:
+        return []
+    heading, *rest = _table(table)
+    return [
+        heading.removeprefix("#"),
+        *rest,
+        *([] if not (said := ran.remarks(report)) else ["\n".join(f"- {_text(line)}" for line in said)]),
+    ]
 
 
 def _section(title: str, found: Sequence[Table]) -> list[str]:

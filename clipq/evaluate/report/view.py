@@ -13,6 +13,7 @@ from clipq.evaluate.metrics.calibration import bin_index
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+from clipq.evaluate.report.ran import in_words
 
 OUTCOMES = {
     "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
@@ -24,7 +25,18 @@ _SHOWN_REASONS = 2
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The verdict on one engine: ``figures`` are (label, value, remark), ``reasons`` decided it, ``more`` is the rest of why."""
+    """The verdict on one engine.
+
+    Attributes:
+        engine: Its id.
+        outcome: As in the report.
+        word: The outcome in words, ``sentence`` explains it.
+        sentence: See ``word``.
+        figures: (label, value, remark).
+        reasons: What decided.
+        more: The rest of why.
+        domination: Which engine is the better choice here and why; empty where none is.
+    """
 
     engine: str
     outcome: str
@@ -33,7 +45,7 @@ class Card:
     figures: list[tuple[str, str, str]]
     reasons: list[str]
     more: list[str]
-    dominated_by: str | None
+    domination: str
 
 
 def cards(report: Mapping[str, Any]) -> list[Card]:
@@ -45,8 +57,9 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
         word, sentence = OUTCOMES[outcome]
         decisive = {"ship": "", "not shown": "unproven", "do not ship": "fail"}[outcome]
         reasons = [gate["why"] for gate in report["gates"] if gate["engine"] == engine and gate["outcome"] == decisive][:_SHOWN_REASONS]
-        more = [reason for reason in verdict["why"] if reason not in reasons]
-        made.append(Card(engine, outcome, word, sentence, _figures(report, engine), reasons, more, verdict.get("dominated_by")))
+        domination = next((why for why in verdict["why"] if why.startswith("dominated by ")), "")
+        more = [reason for reason in verdict["why"] if reason not in {*reasons, domination}]
+        made.append(Card(engine, outcome, word, sentence, _figures(report, engine), reasons, more, domination))
     return sorted(made, key=lambda card: order.index(card.outcome))
 
 
@@ -88,12 +101,21 @@ def _speed(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """Return the answer in one sentence: how many engines may ship, and which of them is the fastest."""
+    """Return the answer: how many engines may ship, which of them is the fastest, and which are pointless here."""
     if report["provenance"]["model"].get("random_weights"):
         return "Random weights: this tells how fast and how close to FP32 the engines are, not whether they may ship."
     outcomes = {card.engine: card.outcome for card in cards(report)}
     if not outcomes:
         return "No engine was judged."
+    return " ".join([_who_may_ship(report, outcomes), *_pointless(report)])
+
+
+def _pointless(report: Mapping[str, Any]) -> list[str]:
+    pairs = {engine: verdict.get("dominated_by") for engine, verdict in report["verdict"].items()}
+    return [f"{engine} is dominated by {stronger} here." for engine, stronger in pairs.items() if stronger]
+
+
+def _who_may_ship(report: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
     ready = [engine for engine, outcome in outcomes.items() if outcome == "ship"]
     if not ready:
         return "No engine is shown to be fit to ship." if "not shown" in outcomes.values() else "No engine may ship."
@@ -145,10 +167,14 @@ def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what ran, engine by engine, with the beginning of each file's hash."""
     found = []
     for engine, entry in report["engines"].items():
-        layers = ", ".join(f"{count} layers in {precision}" for precision, count in entry.get("layers", {}).items())
         files = "; ".join(f"{name} sha256 {digest[:12]}" for name, digest in entry["sha256"].items())
         found.append(
-            (engine, ". ".join(part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", layers, files) if part))
+            (
+                engine,
+                ". ".join(
+                    part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", in_words(entry), files) if part
+                ),
+            )
         )
     return found
 
