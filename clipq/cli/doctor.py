@@ -7,12 +7,20 @@ import importlib
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 
 from clipq import __version__
 from clipq.cli.options import add_json, write_json_option
+from clipq.engines.onnxruntime.providers import CUDA, TENSORRT, installed_builds, require_provider
+from clipq.engines.tensorrt.adapter import load_api
+from clipq.engines.tensorrt.cuda import BINDINGS, installed
+from clipq.engines.tensorrt.device import require_device
 from clipq.errors import MissingRuntimeError
 from clipq.machine import describe_machine
+
+
+RUNTIMES = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
         write_json_option(args.json, {"clipq": __version__, "machine": machine, "findings": [asdict(finding) for finding in findings]})
     if args.json != "-":
         print(_table(machine, findings))
-    if not any(finding.usable for finding in findings if finding.name in {"torch", "onnxruntime"}):
-        raise MissingRuntimeError("no engine can run here", found="neither onnxruntime nor torch", fix="Run: pip install 'clipq[cpu]'")
+    if not any(finding.usable for finding in findings if finding.name in RUNTIMES):
+        raise MissingRuntimeError("no engine can run here", found=f"none of {', '.join(RUNTIMES)}", fix="Run: pip install 'clipq[cpu]'")
     return 0
 
 
@@ -71,15 +79,30 @@ def _library(name: str, distribution: str, extra: str, why: str) -> Finding:
 
 
 def _onnxruntime() -> Finding:
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _version(name)]
-    if not both:
+    builds = installed_builds()
+    if not builds:
         return Finding("onnxruntime", False, "not installed (runs the ort-* engines)", "pip install 'clipq[cpu]' or 'clipq[gpu]'")
-    found = _library("onnxruntime", both[0], "cpu", "")
+    found = _library("onnxruntime", next(iter(builds)), "cpu", "")
     if not found.usable:
         return found
     providers = ", ".join(importlib.import_module("onnxruntime").get_available_providers())
-    fix = "Two builds share one module: uninstall both, then install one." if len(both) == 2 else ""
-    return Finding("onnxruntime", True, f"{found.found} with {providers}", fix)
+    fix = "Two builds share one module: uninstall both, then install one." if len(builds) == 2 else ""
+    return Finding("onnxruntime", True, f"{' and '.join(builds.values())} with {providers}", fix)
+
+
+def _provider(name: str, provider: str) -> Finding:
+    if not _cuda().usable:
+        fix = (
+            ""
+            if "onnxruntime-gpu" in installed_builds()
+            else "They also take the other build: pip install 'clipq[gpu]', onnxruntime removed first"
+        )
+        return Finding(name, False, f"no CUDA device (runs the {name}-* engines)", fix)
+    try:
+        require_provider(provider)
+    except MissingRuntimeError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, provider)
 
 
 def _torch() -> Finding:
@@ -109,24 +132,42 @@ def _report() -> Finding:
 
 
 def _cuda() -> Finding:
-    import ctypes
-
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("cuda", False, "no NVIDIA driver (libcuda.so.1)", "Install the driver; in a container start it with --gpus all.")
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return Finding("cuda", False, "a driver, but no device it can use", "Look at nvidia-smi.")
-    return Finding("cuda", True, f"{count.value} device(s)")
+        device = require_device()
+    except MissingRuntimeError as error:
+        return Finding("cuda", False, str(error))
+    memory = f"{device.memory_bytes / 1e9:.1f} GB"
+    return Finding("cuda", True, f"{device.name}, compute capability {device.sm}, {memory}, driver {device.driver}, CUDA {device.cuda}")
 
 
-def _tensorrt() -> Finding:
-    if _version("tensorrt") is None:
-        return Finding("tensorrt", False, "not installed (will run the trt-* engines)", "pip install 'clipq[tensorrt]'")
+def _binding() -> Finding:
+    here = [name for name in BINDINGS if installed(name)]
+    if not here:
+        fix = "pip install cuda-python, of the major version of your CUDA (12 on JetPack 6); or install pycuda, which needs a compiler"
+        return Finding("cuda binding", False, "neither cuda-python nor pycuda is installed (run the trt-* engines)", fix)
+    version = _version("cuda-bindings" if here[0] == "cuda-python" else here[0])
+    return Finding("cuda binding", True, f"{here[0]} {version}{'; pycuda is here too' if len(here) == 2 else ''}")
+
+
+def _tensorrt(runtime: str, engines: str) -> Finding:
+    try:
+        title = load_api(runtime).title
+    except MissingRuntimeError as error:
+        return Finding(runtime, False, f"{error} (runs the {engines} engines)")
     if not _cuda().usable:
-        return Finding("tensorrt", False, f"{_version('tensorrt')}, but no CUDA device", "Its runtime needs a driver and a device.")
-    return _library("tensorrt", "tensorrt", "tensorrt", "")
+        return Finding(runtime, False, f"{title}, but no CUDA device (runs the {engines} engines)")
+    return Finding(runtime, True, title)
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_torch, _open_clip, _onnxruntime, _report, _cuda, _tensorrt)
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    _torch,
+    _open_clip,
+    _onnxruntime,
+    _report,
+    _cuda,
+    _binding,
+    partial(_provider, "ort-cuda", CUDA),
+    partial(_provider, "ort-trt", TENSORRT),
+    partial(_tensorrt, "tensorrt", "trt-*"),
+    partial(_tensorrt, "tensorrt-rtx", "trtrtx-*"),
+)
