@@ -19,7 +19,6 @@ from clipq.engines.tensorrt.device import require_device
 from clipq.errors import MissingRuntimeError
 from clipq.machine import describe_machine
 
-
 RUNTIMES = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
