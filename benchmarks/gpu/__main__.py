@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from targets import targets  # noqa: E402
 
 from clipq.errors import ClipqError, MissingRuntimeError  # noqa: E402
 from clipq.files import write_json  # noqa: E402
-from clipq.machine import record  # noqa: E402
+from clipq.machine import now, record  # noqa: E402
 from clipq.progress import note  # noqa: E402
 
 BENCHMARK = "gpu"
@@ -38,6 +40,7 @@ def main() -> int:
     if sys.argv[1:2] == ["part"]:
         return run_part(*sys.argv[2:5])
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the parts end with us
     try:
         return run_all(args)
     except ClipqError as error:
@@ -63,6 +66,7 @@ def run_part(worker: str, arguments: str, output: str) -> int:
 
 def run_all(args: argparse.Namespace) -> int:
     """Plan, run, record, and print the targets."""
+    deadline = time.monotonic() + 60 * args.minutes
     pythons = {"torch": sys.executable, "tensorrt": args.python_tensorrt or sys.executable}
     hosts = {name: call("facts:facts", {}, python, 120) for name, python in dict.fromkeys((n, p) for n, p in pythons.items())}
     device = hosts["torch"].get("device") or hosts["tensorrt"].get("device")
@@ -75,30 +79,25 @@ def run_all(args: argparse.Namespace) -> int:
     if not device and not args.rehearse:
         raise MissingRuntimeError("no CUDA device, so there is nothing to measure", found=_why(hosts), fix="Rehearse with --rehearse.")
     head = {"device": device, "minutes": args.minutes, "pythons": hosts, "engines_left_out": dict(setting.left_out)}
-    target = args.work / "record.json"
-    known = json.loads(target.read_text())["parts"] if args.resume and target.is_file() else {}
+    kept = args.work / "record.json"
+    known = json.loads(kept.read_text())["parts"] if args.resume and kept.is_file() else {}
+    result, page = args.work / "rehearsal.json", args.work / "rehearsal.md"
+    if device:
+        result, page = args.results / f"{_slug(device['name'])}-{now()[:10]}.json", args.page
 
     def changed(outcomes: dict[str, Any]) -> None:
-        write_json(target, json.loads(tidy(json.dumps(record(BENCHMARK, {**head, "parts": outcomes, "targets": targets(outcomes)})))))
+        made = json.loads(tidy(json.dumps(record(BENCHMARK, {**head, "parts": outcomes, "targets": targets(outcomes)}))))
+        write_json(kept, made)
+        write_json(result, made)
+        write_page(page, made, result.name)
 
     changed(known)
-    Runner(parts=parts, pythons=pythons, work=args.work, minutes=args.minutes, changed=changed, known=known).run()
-    return _finish(args, target, device)
-
-
-def _finish(args: argparse.Namespace, target: Path, device: dict[str, Any] | None) -> int:
-    made = json.loads(target.read_text())
-    result = args.results / f"{_slug(device['name'])}-{made['created'][:10]}.json" if device else args.work / "rehearsal.json"
-    write_json(result, made)
-    page = args.page if device else args.work / "rehearsal.md"
-    write_page(page, made, result.name)
-    for found in made["targets"]:
+    outcomes = Runner(parts=parts, pythons=pythons, work=args.work, deadline=deadline, changed=changed, known=known).run()
+    for found in targets(outcomes):
         print(f"{found['outcome']}: {found['target']}, {found['model']}: {found['why']}")
-    done = sum(part["status"] == "done" for part in made["parts"].values())
-    note(f"{done} of {len(made['parts'])} parts done; {result} and {page}")
+    note(f"{sum(part['status'] == 'done' for part in outcomes.values())} of {len(outcomes)} parts done; {result} and {page}")
     if not device:
-        print("no CUDA device: this was a rehearsal, nothing was measured", file=sys.stderr)
-        return MissingRuntimeError.exit_code
+        raise MissingRuntimeError("no CUDA device", found=_why(hosts), fix="This was a rehearsal: nothing was measured.")
     return 0
 
 

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 _POLL_S = 0.2
 _END_S = 5.0  # kept for writing the record
+_PATIENCE, _LEAST_S = 5.0, 120.0  # a part is stopped after so many times its estimate, but not before the second
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Runner:
         parts: The most important first.
         pythons: Interpreter to its program.
         work: Folder for results and logs.
-        minutes: Nothing runs longer; a part that would is not started.
+        deadline: Of ``time.monotonic()``; nothing runs longer, a part that would is not started.
         changed: Called with all outcomes whenever one is added.
         known: Outcomes of an earlier run that hold still.
     """
@@ -51,14 +52,14 @@ class Runner:
         parts: Sequence[Part],
         pythons: Mapping[str, str],
         work: Path,
-        minutes: float,
+        deadline: float,
         changed: Callable[[dict[str, Any]], None],
         known: Mapping[str, Any],
     ) -> None:
         self._pending = [part for part in parts if not self._keep(part, known)]
         self._pythons = pythons
         self._work = work
-        self._deadline = time.monotonic() + 60 * minutes
+        self._deadline = deadline
         self._changed = changed
         self._running: list[_Running] = []
         self.outcomes = {part.name: known[part.name] for part in parts if part not in self._pending}
@@ -91,18 +92,18 @@ class Runner:
             elif part.estimate_s > self._left_s():
                 self._add(part, "left out", why=f"about {part.estimate_s:.0f} s, {max(self._left_s(), 0):.0f} s were left")
             elif all(name in self.outcomes for name in part.needs):
-                if part.alone and self._running:
-                    return
                 if self._has_room(part):
                     self._start(part)
-                if part.alone:
-                    return
+                if part.kind == "measure":
+                    return  # nothing that comes later may keep it waiting
 
     def _has_room(self, part: Part) -> bool:
-        if any(other.part.alone for other in self._running):
-            return False
-        beside = sum(other.part.device == part.device for other in self._running)
-        return beside < (1 if part.device else max(1, usable_cores() // 4))
+        kinds = [other.part.kind for other in self._running]
+        if part.kind == "measure" or "measure" in kinds:
+            return not kinds
+        if part.kind == "build" or "build" in kinds:
+            return part.kind == "export" or kinds.count("export") == len(kinds)
+        return kinds.count(part.kind) < max(1, usable_cores() // 4)
 
     def _start(self, part: Part) -> None:
         self._pending.remove(part)
@@ -119,14 +120,13 @@ class Runner:
 
     def _collect(self) -> None:
         for running in list(self._running):
-            code = running.process.poll()
-            if code is None and self._left_s() > 0:
+            code, seconds = running.process.poll(), time.monotonic() - running.started
+            if code is None and self._left_s() > 0 and seconds < max(_LEAST_S, _PATIENCE * running.part.estimate_s):
                 continue
             self._running.remove(running)
-            seconds = time.monotonic() - running.started
             if code is None:
                 _kill(running.process)
-                self._add(running.part, "stopped", seconds, why=f"the time was up after {seconds:.0f} s")
+                self._add(running.part, "stopped", seconds, why="the time was up" if self._left_s() <= 0 else "it took far too long")
             elif code == 0 and running.output.is_file():
                 self._add(running.part, "done", seconds, result=json.loads(running.output.read_text()))
             else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Interpreter = Literal["torch", "tensorrt"]
+Kind = Literal["export", "build", "suite", "measure"]
 
 SPEED_MODELS = ("ViT-B-32:random", "ViT-L-14:random")
 PHOTO_MODELS = ("photo-base", "photo-over", "photo-under")
@@ -34,9 +35,9 @@ class Part:
         interpreter: Which Python runs it.
         estimate_s: About how long it takes.
         arguments: JSON values.
+        kind: ``measure`` takes times, so nothing else runs; a ``build`` times kernels, so nothing else uses the GPU; exports and
+            suites run beside their likes.
         needs: Parts that must have succeeded.
-        device: Whether it needs a GPU.
-        alone: Whether it measures time, so that nothing else may run.
     """
 
     name: str
@@ -44,9 +45,8 @@ class Part:
     interpreter: Interpreter
     estimate_s: float
     arguments: Mapping[str, Any]
+    kind: Kind
     needs: tuple[str, ...] = ()
-    device: bool = True
-    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +81,13 @@ class Setting:
 def whole_plan(setting: Setting) -> list[Part]:
     """Return every part of a run on a GPU, the most important first."""
     base, large = SPEED_MODELS
-    parts = [*_made(setting, base), *_latency(setting, base), *_facts_of_plans(setting, base)]
-    if setting.shared:
-        parts += [*_made(setting, PHOTO_MODELS[0]), *_suite(setting, PHOTO_MODELS[0]), _throughput(setting, base)]
-    parts += [*_made(setting, large), *_latency(setting, large), *_facts_of_plans(setting, large)]
-    if setting.shared:
-        parts += [_throughput(setting, large)]
-        for name in PHOTO_MODELS[1:]:
-            parts += [*_made(setting, name), *_suite(setting, name)]
-    return parts + _other_attention(setting, base) + _latency(setting, base, again=True)
+    photos = PHOTO_MODELS if setting.shared else ()
+    exports = [_exported(setting, model) for model in (base, *photos, large)]
+    parts = [*exports, *_built(setting, base), *_latency(setting, base), *_facts_of_plans(setting, base)]
+    parts += [part for model in photos for part in _built(setting, model)] + [part for model in photos for part in _suite(setting, model)]
+    parts += [*_built(setting, large), *_latency(setting, large), *_facts_of_plans(setting, large)]
+    parts += [_throughput(setting, model) for model in SPEED_MODELS if setting.shared]
+    return [*parts, *_other_attention(setting, base), *_latency(setting, base, again=True)]
 
 
 def rehearsal(setting: Setting) -> list[Part]:
@@ -98,15 +96,15 @@ def rehearsal(setting: Setting) -> list[Part]:
     calib = "synthetic:scenes:calibration"
     suite = {"engines": ["ort-fp32"], "data": ["synthetic:scenes"], "ood": ["synthetic:scenes-far"], "limit": 128, "resamples": 200}
     export = _export(setting, model, engines, calib, 16)
-    build = _build(setting, model, REHEARSED_PLANS, device=False)
+    build = _build(setting, model, REHEARSED_PLANS, interpreter="torch")
     suite_part = Part(
         f"suite {model}",
         "suite:judge",
         "torch",
         20,
         {"bundle": str(_folder(setting, model) / "graphs"), "output": str(_folder(setting, model) / "report"), **suite},
+        "suite",
         (export.name,),
-        device=False,
     )
     return [export, build, suite_part]
 
@@ -115,14 +113,16 @@ def _folder(setting: Setting, model: str) -> Path:
     return setting.work / "bundles" / model.replace(":", "-").replace(" ", "-")
 
 
-def _made(setting: Setting, model: str) -> list[Part]:
-    photo = setting.shared is not None and model in PHOTO_MODELS
+def _exported(setting: Setting, model: str) -> Part:
     name, calib, n = model, "synthetic:scenes:calibration", 16
-    if photo:
+    if model in PHOTO_MODELS:
         name, calib, n = f"local-dir:{setting.shared}/models/{model}", f"wds:{setting.shared}/data/imagenette:train", 512
     engines = ["torch-fp32", "ort-fp32", *setting.usable(ORT_ENGINES), *setting.plans()]
-    export = _export(setting, model, engines, calib, n, name=name)
-    return [export, _build(setting, model, setting.plans())] if setting.plans() else [export]
+    return _export(setting, model, engines, calib, n, name=name)
+
+
+def _built(setting: Setting, model: str) -> list[Part]:
+    return [_build(setting, model, setting.plans())] if setting.plans() else []
 
 
 def _export(  # noqa: PLR0913 - each is one choice of the caller
@@ -136,14 +136,13 @@ def _export(  # noqa: PLR0913 - each is one choice of the caller
         "mha": mha,
         "output": str(_folder(setting, model) / "graphs"),
     }
-    return Part(f"export {model}", "bundles:export", "torch", 40 * _SCALE.get(model, 0.6), arguments, device=False)
+    return Part(f"export {model}", "bundles:export", "torch", 40 * _SCALE.get(model, 0.6), arguments, "export")
 
 
-def _build(setting: Setting, model: str, engines: Sequence[str], *, device: bool = True) -> Part:
+def _build(setting: Setting, model: str, engines: Sequence[str], *, interpreter: Interpreter = "tensorrt") -> Part:
     folder = _folder(setting, model)
     arguments = {"bundle": str(folder / "graphs"), "output": str(folder / "built"), "engines": list(engines)}
-    interpreter: Interpreter = "tensorrt" if device else "torch"
-    return Part(f"build {model}", "bundles:build", interpreter, 60 * _SCALE.get(model, 0.5), arguments, (f"export {model}",), device=device)
+    return Part(f"build {model}", "bundles:build", interpreter, 60 * _SCALE.get(model, 0.5), arguments, "build", (f"export {model}",))
 
 
 def _latency(setting: Setting, model: str, *, again: bool = False) -> list[Part]:
@@ -160,7 +159,7 @@ def _latency(setting: Setting, model: str, *, again: bool = False) -> list[Part]
         estimate = 15 + 2 * setting.seconds * count * len(BATCH_SIZES) + (45 if interpreter == "torch" else 0)
         arguments = {**_common_latency(setting, name), "groups": group, "batch_sizes": list(BATCH_SIZES)}
         needs = (f"build {model}",) if interpreter == "tensorrt" else (f"export {model}",)
-        parts.append(Part(name, "speed:latency", interpreter, estimate, arguments, needs, alone=True))
+        parts.append(Part(name, "speed:latency", interpreter, estimate, arguments, "measure", needs))
     return parts
 
 
@@ -175,10 +174,8 @@ def _facts_of_plans(setting: Setting, model: str) -> list[Part]:
     common = {"bundle": str(_folder(setting, model) / "built"), "engines": setting.plans()}
     needs = (f"build {model}",)
     return [
-        Part(f"layers {model}", "bundles:layers", "tensorrt", 10, common, needs),
-        Part(
-            f"bare loop {model}", "speed:bare_loop", "tensorrt", 25, {**common, "batch_sizes": [1, 32], "seconds": 1.0}, needs, alone=True
-        ),
+        Part(f"layers {model}", "bundles:layers", "tensorrt", 10, common, "measure", needs),
+        Part(f"bare loop {model}", "speed:bare_loop", "tensorrt", 25, {**common, "batch_sizes": [1, 32], "seconds": 1.0}, "measure", needs),
     ]
 
 
@@ -195,7 +192,7 @@ def _other_attention(setting: Setting, model: str) -> list[Part]:
         "groups": [[str(_folder(setting, variant) / "built"), engines]],
         "batch_sizes": [1, 32],
     }
-    return [*parts, Part(f"latency {variant}", "speed:latency", "tensorrt", 20, arguments, (parts[1].name,), alone=True)]
+    return [*parts, Part(f"latency {variant}", "speed:latency", "tensorrt", 20, arguments, "measure", (parts[1].name,))]
 
 
 def _throughput(setting: Setting, model: str) -> Part:
@@ -208,7 +205,7 @@ def _throughput(setting: Setting, model: str) -> Part:
         "batch_size": 32,
     }
     needs = (f"build {model}",) if planned else (f"export {model}",)
-    return Part(f"throughput {model}", "speed:throughput", "tensorrt" if planned else "torch", 30, arguments, needs, alone=True)
+    return Part(f"throughput {model}", "speed:throughput", "tensorrt" if planned else "torch", 30, arguments, "measure", needs)
 
 
 def _suite(setting: Setting, model: str) -> list[Part]:
@@ -217,13 +214,13 @@ def _suite(setting: Setting, model: str) -> list[Part]:
     compiled = {**common, "bundle": str(folder / "graphs"), "engines": setting.usable(ORT_ENGINES)}
     planned = {**common, "bundle": str(folder / "built"), "engines": setting.plans()}
     if not setting.plans():
-        return [Part(f"suite {model}", "suite:judge", "torch", 60, compiled, (f"export {model}",))]
+        return [Part(f"suite {model}", "suite:judge", "torch", 60, compiled, "suite", (f"export {model}",))]
     if not setting.split:
         both = {**planned, "engines": [*compiled["engines"], *planned["engines"]]}
-        return [Part(f"suite {model}", "suite:judge", "torch", 60, both, (f"build {model}",))]
-    first = Part(f"suite {model} (torch)", "suite:judge", "torch", 60, compiled, (f"export {model}",))
+        return [Part(f"suite {model}", "suite:judge", "torch", 60, both, "suite", (f"build {model}",))]
+    first = Part(f"suite {model} (torch)", "suite:judge", "torch", 60, compiled, "suite", (f"export {model}",))
     planned["after"] = str(setting.work / "results" / f"{first.name}.json")
-    return [first, Part(f"suite {model} (tensorrt)", "suite:judge", "tensorrt", 45, planned, (f"build {model}", first.name))]
+    return [first, Part(f"suite {model} (tensorrt)", "suite:judge", "tensorrt", 45, planned, "suite", (f"build {model}", first.name))]
 
 
 def _data(setting: Setting, names: Sequence[str]) -> list[str]:
