@@ -158,7 +158,7 @@ def test_an_epsilon_that_would_vanish(tmp_path: Path) -> None:
 def test_what_vanishes_is_counted(tmp_path: Path) -> None:
     """One weight of the four becomes zero, one keeps few bits, and the largest is told as it is stored."""
     facts = to_half(_product(tmp_path / "a.onnx", np.array([[1e-9, 1e-6], [3.0, -5.0]]), np.zeros(2)), tmp_path / "b.onnx", "fp16")
-    assert facts["weights"] == {"values": 6, "largest": 5.0, "flushed": 1, "subnormal": 1}
+    assert facts["weights"] == {"values": 6, "largest": 5.0, "largest_name": "w", "flushed": 1, "subnormal": 1}
 
 
 def _gelu(kind: str, x: str, y: str) -> tuple[list[onnx.NodeProto], dict[str, Array]]:

@@ -21,12 +21,12 @@ class Typed:
 
     Attributes:
         casts: How many Casts were added.
-        weights: Facts of the constants stored in half: ``values``, ``largest`` (magnitude), ``flushed`` (not zero before, zero now) and
-            ``subnormal`` (less than full precision).
+        weights: Facts of the constants stored in half: ``values``, ``largest`` (magnitude) and ``largest_name``, ``flushed`` (not zero
+            before, zero now) and ``subnormal`` (less than full precision).
     """
 
     casts: int = 0
-    weights: dict[str, Any] = field(default_factory=lambda: {"values": 0, "largest": 0.0, "flushed": 0, "subnormal": 0})
+    weights: dict[str, Any] = field(default_factory=lambda: {"values": 0, "largest": 0.0, "largest_name": "", "flushed": 0, "subnormal": 0})
 
 
 def insert_casts(model: ModelProto, tensors: Tensors, kept: Mapping[str, str], half: Half) -> Typed:
@@ -90,12 +90,14 @@ class _Casts:
             yield helper.make_node("Cast", [name], [copy], name=f"{copy}.cast", to=wanted)
         else:
             self.model.graph.initializer.append(self.half.tensor(constant, copy))
-            self._count(numpy_helper.to_array(constant))
+            self._count(constant)
 
-    def _count(self, values: np.ndarray[Any, Any]) -> None:
+    def _count(self, constant: TensorProto) -> None:
+        values = numpy_helper.to_array(constant)
         found = np.abs(self.half.rounded(values).astype(np.float32))
         facts = self.result.weights
         facts["values"] += values.size
-        facts["largest"] = max(facts["largest"], float(found.max(initial=0)))
+        if found.max(initial=0) > facts["largest"]:
+            facts["largest"], facts["largest_name"] = float(found.max()), constant.name
         facts["flushed"] += int(((found == 0) & (values != 0)).sum())
         facts["subnormal"] += int(((found > 0) & (found < self.half.normal)).sum())

@@ -38,8 +38,9 @@ def round_scales(model: ModelProto, half: Half) -> dict[str, int]:
 
 
 def _round(scale: npt.NDArray[Any], half: Half) -> npt.NDArray[np.float32]:
+    """Return float32 scales that the half type holds; one that is too large stays, to be refused by its name."""
     near = half.rounded(scale).astype(np.float32)
-    return np.where(scale > 0, np.maximum(near, np.float32(half.smallest)), near).astype(np.float32)
+    return np.where((scale > 0) & np.isfinite(near), np.maximum(near, np.float32(half.smallest)), scale).astype(np.float32)
 
 
 def _beside(ratio: npt.NDArray[np.float64], dimensions: int, node: NodeProto) -> npt.NDArray[np.float64]:
