@@ -18,6 +18,7 @@ _MODULES = {"tensorrt": (("tensorrt",),), "tensorrt-rtx": (("tensorrt_rtx",), ("
 _OLDEST = (8, 6)
 # Compute capabilities that have the type in hardware. [TensorRT support matrix]
 _OLDEST_SM = {"bf16": (8, 0), "fp8": (8, 9)}
+_PORTABLE_FROM = "8.0"  # the oldest that TensorRT-RTX builds for by default [its developer guide, CPU-only AOT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +122,39 @@ class Api:
         if "hardware" in names:
             config.hardware_compatibility_level = self.library.HardwareCompatibilityLevel.AMPERE_PLUS
 
-    def set_targets(self, config: Any, capabilities: Sequence[str]) -> None:
-        """Name the GPUs to build for, e.g. ``8.9``. None: what the library does by itself.
+    def targets(self, precision: str, asked: Sequence[str]) -> tuple[str, ...]:
+        """Return the compute capabilities to name to the builder; none leaves it its default.
 
-        By itself TensorRT builds for the GPU that is here, always; TensorRT-RTX for every one from 8.0 on, not for 7.5.
+        By default TensorRT builds for the GPU that is here, always; TensorRT-RTX for every one from 8.0 on, not for 7.5. It says nothing
+        when a plan's types exist on newer ones only, so these are named then.
+
+        Args:
+            precision: Of the plan.
+            asked: What the user named, e.g. ``8.9``.
 
         Raises:
-            UsageError: TensorRT-RTX does not know one of them.
+            UsageError: TensorRT-RTX does not know one of them, or it has not that precision.
         """
-        if self.runtime != "tensorrt-rtx" or not capabilities:
+        if self.runtime != "tensorrt-rtx":
+            return ()
+        known = _capabilities(self.library)
+        for sm in asked:
+            if sm not in known:
+                raise unknown_name(f"compute capability of {TITLES[self.runtime]}", sm, known)
+            if not check_sm(precision, sm):
+                raise UsageError(f"GPUs of compute capability {sm} have no {precision}", fix="Leave it out, or build fp16 or int8 for it.")
+        if asked or check_sm(precision, _PORTABLE_FROM):
+            return tuple(asked)
+        return tuple(sm for sm in known if check_sm(precision, sm))
+
+    def set_targets(self, config: Any, targets: Sequence[str]) -> None:
+        """Name the GPUs that ``targets`` returned."""
+        if not targets:
             return
         known = _capabilities(self.library)
-        for name in capabilities:
-            if name not in known:
-                raise unknown_name(f"compute capability of {TITLES[self.runtime]}", name, known)
-        config.num_compute_capabilities = len(capabilities)
-        for index, name in enumerate(capabilities):
-            config.set_compute_capability(known[name], index)
+        config.num_compute_capabilities = len(targets)
+        for index, sm in enumerate(targets):
+            config.set_compute_capability(known[sm], index)
 
 
 def check_sm(precision: str, sm: str) -> bool:
@@ -186,5 +203,6 @@ def _broken(runtime: str, error: Exception) -> MissingRuntimeError:
 
 
 def _capabilities(library: Any) -> dict[str, Any]:
-    members = library.ComputeCapability.__members__.items()
-    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
+    """Return ``8.9`` -> ``ComputeCapability.SM89`` and so on, oldest first."""
+    members = {(int(name[2:-1]), int(name[-1])): value for name, value in library.ComputeCapability.__members__.items() if name[:2] == "SM"}
+    return {f"{major}.{minor}": members[major, minor] for major, minor in sorted(members)}

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from clipq.engines.tensorrt.log import Line, as_text, last_failure
 from clipq.engines.tensorrt.parse import check_types, layers, parse
 from clipq.engines.tensorrt.progress import Percent, interrupts, make_monitor
 from clipq.engines.tensorrt.timing_cache import TimingCache, user_folder
-from clipq.errors import EngineError, ExportError, MissingRuntimeError, UsageError
+from clipq.errors import EngineError, ExportError, MissingRuntimeError
 from clipq.files import atomic_path, sha256_file, write_text
 from clipq.progress import bar
 
@@ -32,8 +32,8 @@ class BuildOptions:
         batch: Smallest, usual and largest batch; kernels are chosen for the usual one.
         log: Where TensorRT's messages are written, also those of a build that failed.
         compatibility: ``version`` and ``hardware``: plans that other TensorRT versions, other GPUs can load.
-        compute_capabilities: GPUs that TensorRT-RTX builds for, e.g. ``8.9``; empty for every one from 8.0 on. TensorRT builds for
-            the GPU that is here.
+        compute_capabilities: GPUs that TensorRT-RTX builds for, e.g. ``8.9``; empty for every one from 8.0 on that has the precision.
+            TensorRT builds for the GPU that is here.
         timing_cache: Folder of TensorRT's timings; None is the user's cache folder. TensorRT-RTX has none.
     """
 
@@ -55,11 +55,11 @@ def build_plan(runtime: str, graph: Path, plan: Path, precision: str, options: B
         options: How.
 
     Returns:
-        ``runtime``, ``title``, ``version``, ``precision``, ``device`` (None: built without one), ``compute_capabilities``,
-        ``compatibility``, ``flags`` (BuilderFlags that were set), ``strongly_typed``, ``profile`` (input to its smallest, usual
-        and largest shape), ``layers`` and ``types`` (how many layers the network had, by type of their result), ``timing_cache``
-        (hashes loaded and kept; None: there is none), ``warnings`` (lines of the log), ``parse_seconds``, ``build_seconds``,
-        ``size_bytes``, ``sha256``.
+        ``runtime``, ``title``, ``version`` and ``precision``; ``device`` (None: built without one); ``compute_capabilities`` (named to the
+        builder; empty: its default); ``compatibility``; ``flags`` (BuilderFlags that were set); ``strongly_typed``; ``profile`` (input to
+        its smallest, usual and largest shape); ``layers`` and ``types`` (how many layers the network had, by type of their result);
+        ``timing_cache`` (hashes loaded and kept; None: there is none); ``warnings`` (how many the log has); ``parse_seconds``,
+        ``build_seconds``, ``size_bytes``, ``sha256``.
 
     Raises:
         MissingRuntimeError: No GPU, no library, or the precision is none of theirs.
@@ -70,7 +70,8 @@ def build_plan(runtime: str, graph: Path, plan: Path, precision: str, options: B
     device = _device(needed=runtime == "tensorrt")
     api = load_api(runtime)
     api.check_precision(precision)
-    _check_gpus(api, precision, device, options.compute_capabilities)
+    options = replace(options, compute_capabilities=api.targets(precision, options.compute_capabilities))
+    _check_device(precision, device, options.compute_capabilities)
     with api.log.listen() as lines:
         try:
             facts = _Build(api, graph, plan, precision, options, device, lines).run()
@@ -88,12 +89,9 @@ def _device(*, needed: bool) -> DeviceFacts | None:
         return None
 
 
-def _check_gpus(api: Api, precision: str, device: DeviceFacts | None, capabilities: Sequence[str]) -> None:
-    named = capabilities if not api.needs_device else ()
-    for sm in named:
-        if not check_sm(precision, sm):
-            raise UsageError(f"GPUs of compute capability {sm} have no {precision}", fix="Leave them out, or build fp16 or int8 for them.")
-    if device is not None and not named and not check_sm(precision, device.sm):
+def _check_device(precision: str, device: DeviceFacts | None, targets: Sequence[str]) -> None:
+    """Check that the GPU that is here has the precision, unless the plan is for others."""
+    if device is not None and not targets and not check_sm(precision, device.sm):
         raise MissingRuntimeError(
             f"{device.name} has no {precision}", found=f"compute capability {device.sm}", fix="Build fp16 or int8 on this device."
         )
@@ -159,7 +157,7 @@ class _Build:
             "version": self.api.version,
             "precision": self.precision,
             "device": self.device.to_json() if self.device else None,
-            "compute_capabilities": [] if self.api.needs_device else list(self.options.compute_capabilities),
+            "compute_capabilities": list(self.options.compute_capabilities),
             "compatibility": list(self.options.compatibility),
             "flags": sorted(name for name, flag in flags.items() if config.get_flag(flag)),
             "strongly_typed": self.api.strongly_typed,

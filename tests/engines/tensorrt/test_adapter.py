@@ -124,17 +124,26 @@ def test_rtx_refuses_compatibility(name: str) -> None:
 
 
 def test_rtx_targets() -> None:
-    """Named GPUs are set one by one; no name leaves the library its default; an unknown one is a usage error with the known ones."""
+    """Named GPUs are set one by one; an unknown one, or one without the precision, is a usage error."""
     api, config = api_of("rtx-1.7"), Recorder("rtx-1.7", "IBuilderConfig")
-    api.set_targets(config, ())
+    api.set_targets(config, api.targets("int8", ()))
     assert not config.values
-    api.set_targets(config, ("7.5", "12.0"))
+    api.set_targets(config, api.targets("int8", ("7.5", "12.0")))
     members = api.library.ComputeCapability
     assert config.values == {"num_compute_capabilities": 2}
     assert config.calls == [("set_compute_capability", members.SM75, 0), ("set_compute_capability", members.SM120, 1)]
     with pytest.raises(UsageError, match=r"unknown compute capability.*'8.7'.*8\.6"):
-        api.set_targets(config, ("8.7",))
-    api_of("10.16").set_targets(Recorder("10.16", "IBuilderConfig"), ("8.9",))
+        api.targets("fp32", ("8.7",))
+    with pytest.raises(UsageError, match=r"compute capability 8\.6 have no fp8"):
+        api.targets("fp8", ("8.9", "8.6"))
+
+
+def test_fp8_names_the_gpus_that_have_it() -> None:
+    """TensorRT-RTX drops the others from its default in silence; TensorRT builds for the one that is here, whatever was named."""
+    api = api_of("rtx-1.7")
+    assert api.targets("fp8", ()) == ("8.9", "12.0", "12.1")
+    assert api.targets("bf16", ()) == api.targets("fp32", ()) == ()
+    assert api_of("10.16").targets("fp8", ("8.9",)) == ()
 
 
 def test_precisions_that_a_gpu_has() -> None:
