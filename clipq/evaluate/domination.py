@@ -26,7 +26,7 @@ def dominated_by(report: Mapping[str, Any], engine: str, failed: Iterable[str] =
     """
     others = [other for other in report["engines"] if other != engine and other not in set(failed)]
     stronger = [other for other in others if _beats(report, other, engine) or _outranks(report, other, engine)]
-    return min(stronger, key=lambda other: _times(report, other)[_largest_batch(report, other, engine)], default=None)
+    return min(stronger, key=lambda other: min(_times(report, other).values()), default=None)
 
 
 def domination(report: Mapping[str, Any], engine: str, stronger: str) -> str:
@@ -92,7 +92,7 @@ def _half(entry: Mapping[str, Any]) -> float:
 
 def _times(report: Mapping[str, Any], engine: str) -> dict[str, float]:
     scenarios = report["bench"].get(engine, {})
-    return {name: values["p50_s"] for name, values in sorted(scenarios.items()) if name != "artefact"}
+    return {name: values["p50_s"] for name, values in sorted(scenarios.items()) if "p50_s" in values}
 
 
 def _largest_batch(report: Mapping[str, Any], other: str, engine: str) -> str:
