@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,27 +160,6 @@ def test_external_data_is_loaded_and_checked(tmp_path: Path) -> None:
     data.write_bytes(bytes(len(data.read_bytes())))
     with pytest.raises(RefusedError, match=r"image.fp32.onnx.data is not the file"):
         open_engine(Bundle.open(tmp_path), "ort-fp32")
-
-
-def test_provider_that_is_not_here_ends_with_4(tmp_path: Path) -> None:
-    """A manifest that asks for a provider this build lacks is a missing runtime."""
-    bundle = make_toy_bundle(tmp_path)
-    engines = {"ort-fp32": replace(bundle.manifest.engines["ort-fp32"], provider="CUDAExecutionProvider")}
-    with (
-        pytest.raises(MissingRuntimeError, match="needs CUDAExecutionProvider"),
-        open_engine(rewrite_manifest(tmp_path, engines), "ort-fp32"),
-    ):
-        pass
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_fallback_to_another_provider_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build that claims a provider and then computes elsewhere gives no result."""
-    bundle = make_toy_bundle(tmp_path)
-    engines = {"ort-fp32": replace(bundle.manifest.engines["ort-fp32"], provider="CUDAExecutionProvider")}
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    with pytest.raises(EngineError, match="fell back to another provider"), open_engine(rewrite_manifest(tmp_path, engines), "ort-fp32"):
-        pass
 
 
 def test_missing_onnxruntime_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def require_provider(provider: str) -> None:
 def session_providers(provider: str, graph: str, profile: tuple[str, Sequence[int], Sequence[int]]) -> list[tuple[str, dict[str, str]]]:
     """Return what a session is created with: the provider, those that may take single operators it has not, and their options.
 
-    FP32 means FP32, so TF32 is off. TensorRT's cache of engines is off: a file that nobody hashed would be loaded as code.
+    FP32 means FP32, so TF32 is off; TensorRT's provider has no option for that, so it is switched off in this process's environment.
+    TensorRT's cache of engines is off: a file that nobody hashed would be loaded as code.
 
     Args:
         provider: That of the engine.
@@ -85,7 +86,7 @@ def session_providers(provider: str, graph: str, profile: tuple[str, Sequence[in
     }
     for which, batch in zip(("min", "opt", "max"), batches, strict=True):
         options[f"trt_profile_{which}_shapes"] = f"{name}:{'x'.join(map(str, (batch, *shape)))}"
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # this provider has no option for it
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     return [(TENSORRT, options), cuda]
 
 
