@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipq.engines.tensorrt.adapter import Api
-from clipq.engines.tensorrt.log import Line, last_failure, one_line
+from clipq.engines.tensorrt.log import FAILURES, Line, last_failure, one_line
 from clipq.errors import ExportError
 
 _NEWEST_OPSET_8 = 17
@@ -109,10 +109,18 @@ def _check_opset(api: Api, graph: Path, lines: Sequence[Line]) -> None:
 
 def _refused(error: Any, lines: Sequence[Line]) -> RefusedNode:
     """Return what the parser says of a node; 8.6 has no names in its errors, there the log tells which node it was at."""
+    failures = [line for line in lines if line.severity in FAILURES]
     if hasattr(error, "node_name"):
-        return RefusedNode(error.node_name(), error.node_operator(), one_line(error.desc()))
-    at = [line.node for line in lines if line.severity == "ERROR" and line.node]
-    return RefusedNode(at[-1] if at else f"node {error.node()}", "", one_line(error.desc()))
+        name, operator = error.node_name(), error.node_operator()
+    else:
+        at = [line.node for line in failures if line.node]
+        name, operator = at[-1] if at else "", ""
+    reason = one_line(error.desc())
+    if reason == "false":  # all that is said of an operator that is not there
+        reason = "no such operator in TensorRT"
+    if not name and failures:  # not of a node but of the file: the first thing that went wrong says more than what followed from it
+        reason = one_line(failures[0].text)
+    return RefusedNode(name, operator, reason)
 
 
 def _fix(refused: Sequence[RefusedNode]) -> str:

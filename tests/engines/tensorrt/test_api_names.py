@@ -51,7 +51,7 @@ USED: dict[str, dict[tuple[str, ...], str]] = {
     "IOptimizationProfile": {ALL: "set_shape"},
     "ITimingCache": {TENSORRT: "combine serialize"},
     "OnnxParser": {ALL: "get_error num_errors parse_from_file"},
-    "ParserError": {ALL: "desc", OLD: "node", NEW: "node_name node_operator"},
+    "ParserError": {ALL: "desc", NEW: "node_name node_operator"},
     "Runtime": {ALL: "deserialize_cuda_engine engine_host_code_allowed", RTX: "engine_header_size get_engine_validity"},
     "ICudaEngine": {
         ALL: "create_engine_inspector get_tensor_dtype get_tensor_mode get_tensor_name get_tensor_profile_shape get_tensor_shape "
