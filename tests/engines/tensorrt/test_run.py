@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,9 @@ from clipq.engines.tensorrt import run as run_module
 from clipq.engines.tensorrt.cuda import OutOfDeviceMemoryError
 from clipq.engines.tensorrt.run import TensorrtEngine
 from clipq.errors import EngineError, MissingRuntimeError, RefusedError
+from clipq.evaluate import provenance
 from clipq.evaluate.selection import usable_engines
+from clipq.files import sha256_file
 
 SPEC = TowerSpec("float32", (3, 2, 2), 4)
 
@@ -219,3 +222,19 @@ def test_toy_towers_are_the_manifests(built: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(engine, TensorrtEngine)
     assert engine.towers["image"] == TowerSpec("float32", (3, SIZE, SIZE), DIM)
     assert engine._plans == {}
+
+
+def test_trusted_plan_is_reported_by_its_own_hash(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --trust-engine let in is what the report names and what embeddings are stored under, not what the manifest had."""
+    monkeypatch.setattr(provenance, "require_device", lambda: ADA)
+    folder = shutil.copytree(built, tmp_path / "bundle")
+    name = f"engines/{ENGINE}/image.plan"
+    before = Bundle.open(folder)
+    (folder / name).write_bytes((folder / name).read_bytes() + b"more")
+    trusted = Bundle.open(folder, trust_plans=True)
+    assert provenance.engine_files(trusted, ENGINE)[name] == sha256_file(folder / name) != before.manifest.files[name].sha256
+    assert provenance.engine_bytes(trusted, ENGINE) == (provenance.engine_bytes(before, ENGINE) or 0) + 4
+    facts = provenance.tower_facts(trusted, ENGINE, "image")
+    assert facts["weights"] != provenance.tower_facts(before, ENGINE, "image")["weights"]
+    assert facts["device"] == ADA.name
+    assert "device" not in provenance.tower_facts(trusted, "ort-fp32", "image")
