@@ -11,6 +11,7 @@ from clipq.evaluate.report.ran import proof_of
 from clipq.evaluate.report.tables import size_bytes
 
 _NOISE = 0.05  # latencies closer than this are equal
+_MANY = 1.25  # times as many reformats, and they are worth a word
 _WIDTH = {"fp32": 4, "tf32": 3, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 _BATCH = re.compile(r"image-b(\d+)")
 _BETTER = {"acc1": 1, "ece15": -1}  # sign of an improvement; AUROC of MCM is the third
@@ -19,10 +20,10 @@ _BETTER = {"acc1": 1, "ece15": -1}  # sign of an improvement; AUROC of MCM is th
 def dominated_by(report: Mapping[str, Any], engine: str, failed: Iterable[str] = ()) -> str | None:
     """Return the engine that makes this one pointless on this machine, the fastest of several, or None.
 
-    Either it is at least as accurate within noise on every data set, faster in one scenario, slower in none and not larger. Or it is
-    of higher precision, and this engine is neither faster at the largest batch they share nor more reliable: in no accuracy, ECE or
-    AUROC of MCM better than noise. Noise of a figure is the wider of the two engines' half intervals of its difference to the
-    baseline; that of a latency is 5 %. An engine in ``failed`` dominates nobody.
+    This engine must not be more reliable: better beyond noise in no accuracy, ECE or AUROC of MCM. Then it is dominated by one that is
+    faster in one scenario, slower in none and not larger; and by one of higher precision, where it is not faster at the largest batch
+    they share. Noise of a figure is the wider of the two engines' half intervals of its difference to the baseline; that of a latency
+    is 5 %. An engine in ``failed`` dominates nobody.
     """
     others = [other for other in report["engines"] if other != engine and other not in set(failed)]
     stronger = [other for other in others if _beats(report, other, engine) or _outranks(report, other, engine)]
@@ -43,7 +44,7 @@ def _beats(report: Mapping[str, Any], other: str, engine: str) -> bool:
     theirs, ours = _times(report, other), _times(report, engine)
     ratios = [theirs[name] / ours[name] for name in ours if name in theirs]
     faster = bool(ratios) and min(ratios) < 1 - _NOISE and max(ratios) <= 1 + _NOISE
-    return faster and _as_accurate(report, other, engine) and _no_larger(report, other, engine)
+    return faster and _no_larger(report, other, engine) and not _more_reliable(report, engine, other)
 
 
 def _outranks(report: Mapping[str, Any], other: str, engine: str) -> bool:
@@ -52,17 +53,11 @@ def _outranks(report: Mapping[str, Any], other: str, engine: str) -> bool:
     if not ours or theirs <= ours or not batch:
         return False
     faster = _times(report, engine)[batch] < (1 - _NOISE) * _times(report, other)[batch]
-    return not faster and _as_accurate(report, other, engine) and not _more_reliable(report, engine, other)
-
-
-def _as_accurate(report: Mapping[str, Any], other: str, engine: str) -> bool:
-    theirs, ours = report["results"].get(other, {}), report["results"].get(engine, {})
-    shared = [data for data in ours if "acc1" in ours[data] and "acc1" in theirs.get(data, {})]
-    return bool(shared) and not any(_better(ours[data]["acc1"], theirs[data]["acc1"], 1) for data in shared)
+    return not faster and not _more_reliable(report, engine, other)
 
 
 def _more_reliable(report: Mapping[str, Any], engine: str, other: str) -> bool:
-    """Return whether any accuracy, ECE or AUROC of ``engine`` is better than that of ``other`` by more than noise."""
+    """Return whether any accuracy, ECE or AUROC of ``engine`` is better by more than noise; where nothing is shared, it may be."""
     ours, theirs = report["results"].get(engine, {}), report["results"].get(other, {})
     pairs = [
         (ours[data][metric], theirs[data][metric], sign)
@@ -76,7 +71,7 @@ def _more_reliable(report: Mapping[str, Any], engine: str, other: str) -> bool:
         for pair in ours
         if "auroc" in ours[pair].get("mcm", {}) and "auroc" in theirs.get(pair, {}).get("mcm", {})
     ]
-    return any(_better(*pair) for pair in pairs)
+    return not pairs or any(_better(*pair) for pair in pairs)
 
 
 def _better(ours: Mapping[str, Any], theirs: Mapping[str, Any], sign: int) -> bool:
@@ -115,9 +110,9 @@ def _reasons(report: Mapping[str, Any], engine: str, stronger: str) -> Iterator[
     ran, asked = (ours[key].get(precision) for key in ("multiply_adds", "asked"))
     if ran is not None and asked is not None and ran < 0.95 * asked:
         yield f"only {quantity(ran, 'fraction')} of its work ran in {precision.upper()}, of {quantity(asked, 'fraction')} asked for"
-    if theirs is None:
+    if theirs is None or ours["towers"] != theirs["towers"]:
         return
     if ours["attention"] != "fused" and theirs["attention"] == "fused":
         yield f"its attention is {ours['attention']}, that of {stronger} is fused"
-    if ours["reformats"] > theirs["reformats"]:
+    if ours["reformats"] > _MANY * theirs["reformats"]:
         yield f"{ours['reformats']} of its kernels only change formats, against {theirs['reformats']}"

@@ -48,7 +48,7 @@ def prove(
             advance(1)
             if not proofs:
                 continue
-            layers = summarise(proofs, entry.quantized or tuple(proofs), read_asked(bundle, engine_id))
+            layers = summarise(proofs, _counted(bundle, entry, proofs), read_asked(bundle, engine_id))
             problem = find_fallback(engine_id, entry, layers) or _elsewhere(engine_id, provider, proofs)
             if problem is not None and not allow_fallback:
                 raise problem
@@ -57,6 +57,12 @@ def prove(
                 note(remark)
             found[engine_id] = {**layers, **({"fallback": True} if problem else {}), **({"note": remark} if remark else {})}
     return found
+
+
+def _counted(bundle: Bundle, entry: EngineEntry, proofs: Mapping[Tower, TowerProof]) -> tuple[str, ...]:
+    """Return the towers that figures are of: those the recipe narrows, for every engine alike, so that engines can be compared."""
+    named = entry.quantized or bundle.manifest.recipe.get("towers", ())
+    return tuple(tower for tower in named if tower in proofs) or tuple(proofs)
 
 
 def _look(
@@ -79,7 +85,7 @@ def summarise(proofs: Mapping[Tower, TowerProof], counted: Sequence[str], asked:
 
     Args:
         proofs: What ran, tower by tower.
-        counted: The towers that shares, counts and attention are of: the quantized ones, or all.
+        counted: The towers that shares, counts and attention are of.
         asked: Tower -> precision -> multiply-adds that the graph asks for; may be empty.
     """
     whole = TowerProof(next(iter(proofs.values())).source, tuple(layer for tower in counted for layer in proofs[tower].layers))  # type: ignore[index]

@@ -97,7 +97,7 @@ def test_the_baseline_dominates_too():
 def layers(ran: float, attention: str, reformats: int, precision: str = "int8") -> Layers:
     """A proof, as short as domination needs it."""
     shares = {"multiply_adds": {precision: ran, "fp32": 1 - ran}, "asked": {precision: 0.96, "fp32": 0.04}}
-    return {"source": "x", "attention": attention, "reformats": reformats, **shares}
+    return {"source": "x", "towers": ["image"], "attention": attention, "reformats": reformats, **shares}
 
 
 def test_the_layers_that_ran_give_the_reason():
@@ -108,7 +108,9 @@ def test_the_layers_that_ran_give_the_reason():
     assert "only 60.0 % of its work ran in INT8, of 96.0 % asked for" in sentence
     assert "its attention is not fused, that of fp16 is fused" in sentence
     assert sentence.endswith("40 of its kernels only change formats, against 4")
-    int8["entry"]["layers"] = layers(0.96, "fused", 3)
+    int8["entry"]["layers"]["towers"] = ["image", "text"]
+    assert "kernels" not in domination(report(base=BASE, fp16=fp16, int8=int8), "int8", "fp16")
+    int8["entry"]["layers"] = layers(0.96, "fused", 5)
     assert ";" not in domination(report(base=BASE, fp16=fp16, int8=int8), "int8", "fp16")
 
 

@@ -125,6 +125,12 @@ def test_a_shared_tower_is_looked_into_once(sound, monkeypatch):
     assert found["ort-fp32"]["towers"] == ["image", "text"]
 
 
+def test_engines_are_compared_by_the_same_towers(sound):
+    """Where the recipe narrows the image tower alone, an FP32 engine's figures are of the image tower too."""
+    manifest = replace(sound.manifest, recipe={"towers": ["image"]})
+    assert prove(Bundle(sound.folder, manifest), ["ort-fp32"])["ort-fp32"]["towers"] == ["image"]
+
+
 def ran(name: str, precision: str, work: int, kind: Any = "product", provider: str = CPU) -> RanLayer:
     """One layer."""
     return RanLayer(name, kind, precision, work, provider)
@@ -250,7 +256,7 @@ def test_reports_of_the_older_form_are_still_shown():
 
 
 def test_domination_stands_where_peers_look_first():
-    """In the headline, and as the second sentence of the engine's card."""
+    """In the headline, and as the second sentence of the engine's card; that INT8 beats FP32 is no news for the headline."""
     report, samples = make_example()
     report["gates"] = []
     why = ["acc1: fine", "dominated by ort-fp32 here: that is as reliable within noise"]
@@ -260,3 +266,5 @@ def test_domination_stands_where_peers_look_first():
         assert "ort-int8-static is dominated by ort-fp32 here." in rendered.split("What was compared", 1)[0]
     assert '<p class="dominated">Dominated by ort-fp32 here: that is as reliable within noise.</p>' in page
     assert "  - **dominated by ort-fp32 here: that is as reliable within noise**" in text
+    report["verdict"] = {"ort-fp32": {"ship": True, "outcome": "ship", "dominated_by": "ort-int8-static", "why": why}}
+    assert "is dominated by" not in render_markdown(report).split("## Verdict", 1)[0]

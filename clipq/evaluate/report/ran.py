@@ -29,7 +29,10 @@ def ran_table(report: Mapping[str, Any]) -> Table | None:
     rows = [(engine, _cells(entry["precision"], layers)) for engine, entry in report["engines"].items() if (layers := proof_of(entry))]
     if not rows:
         return None
-    note = "Multiply-adds of the quantized towers, or of both where none is. PyTorch runs as it is, in FP32 with TF32 and autocast off."
+    towers = " and ".join(
+        dict.fromkeys(tower for entry in report["engines"].values() for tower in (proof_of(entry) or {}).get("towers", ()))
+    )
+    note = f"Figures are of the {towers} tower, kernels by place of both. PyTorch runs as it is: FP32, TF32 and autocast off."
     return Table("What really ran", list(_COLUMNS), rows, list(_COLUMNS.values()), note)
 
 

@@ -111,8 +111,10 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def _pointless(report: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each quantized engine that a wider one dominates: what a reader of the verdicts alone would not expect."""
+    narrow = {engine for engine, entry in report["engines"].items() if entry["precision"] in {"int8", "fp8"}}
     pairs = {engine: verdict.get("dominated_by") for engine, verdict in report["verdict"].items()}
-    return [f"{engine} is dominated by {stronger} here." for engine, stronger in pairs.items() if stronger]
+    return [f"{engine} is dominated by {by} here." for engine, by in pairs.items() if engine in narrow and by and by not in narrow]
 
 
 def _who_may_ship(report: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
