@@ -85,6 +85,7 @@ OURS = {
         "kind",
         "logger",
         "metadata",
+        "node",
         "pop",
         "read",
         "size",
