@@ -64,11 +64,11 @@ def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(_reads(node))
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(weights)
+    for index in range(len(model.graph.initializer) - 1, -1, -1):  # one by one: assigning those that stay would copy them
+        if model.graph.initializer[index].name not in needed:
+            del model.graph.initializer[index]
 
 
 def _reads(node: NodeProto) -> Iterator[str]:

@@ -40,7 +40,8 @@ def to_half(source: Path, target: Path, dtype: HalfName) -> dict[str, Any]:
 
     Returns:
         ``precision``, ``opset``, ``nodes`` (how many float nodes compute in half and in FP32, and how many Casts), ``counts`` (FP32
-        nodes by reason), ``fp32`` (reason by node), ``weights`` (see ``casts.Typed``), ``quantization`` (see ``round_scales``), ``source_bytes``, ``target_bytes``.
+        nodes by reason), ``fp32`` (reason by node), ``weights`` (see ``casts.Typed``), ``quantization`` (see ``round_scales``),
+        ``source_bytes``, ``target_bytes``.
 
     Raises:
         ExportError: The source is unreadable, a constant does not fit the half type, an operator is unknown, or a node holds a graph.
