@@ -27,6 +27,7 @@ from run import Runner, call, tidy  # noqa: E402
 from schedule import FP8, ORT_ENGINES, PLANS, TORCH_ENGINES, Part, Setting, rehearsal, whole_plan  # noqa: E402
 from targets import targets  # noqa: E402
 
+from clipq.engines.tensorrt.device import require_device  # noqa: E402
 from clipq.errors import ClipqError, MissingRuntimeError  # noqa: E402
 from clipq.files import write_json  # noqa: E402
 from clipq.machine import now, record  # noqa: E402
@@ -68,16 +69,17 @@ def run_all(args: argparse.Namespace) -> int:
     """Plan, run, record, and print the targets."""
     deadline = time.monotonic() + 60 * args.minutes
     pythons = {"torch": sys.executable, "tensorrt": args.python_tensorrt or sys.executable}
-    hosts = {name: call("facts:facts", {}, python, 120) for name, python in dict.fromkeys((n, p) for n, p in pythons.items())}
-    device = hosts["torch"].get("device") or hosts["tensorrt"].get("device")
+    device, reason = _device()
+    if not (device or args.rehearse or args.dry_run):
+        raise MissingRuntimeError("nothing can be measured", found=reason, fix="Rehearse what needs no GPU with --rehearse.")
+    found = {python: call("facts:facts", {}, python, 120) for python in dict.fromkeys(pythons.values())}
+    hosts = {name: found[python] for name, python in pythons.items()}
     setting = _setting(args, hosts, device, hope=args.dry_run)
     parts = rehearsal(setting) if args.rehearse and not device else whole_plan(setting)
     if args.dry_run:
         print("" if device else "no CUDA device here: the plan for a host with one and with every runtime")
         print(_plan_text(parts, setting, args.minutes))
         return 0
-    if not device and not args.rehearse:
-        raise MissingRuntimeError("no CUDA device, so there is nothing to measure", found=_why(hosts), fix="Rehearse with --rehearse.")
     head = {"device": device, "minutes": args.minutes, "pythons": hosts, "engines_left_out": dict(setting.left_out)}
     kept = args.work / "record.json"
     known = json.loads(kept.read_text())["parts"] if args.resume and kept.is_file() else {}
@@ -97,7 +99,7 @@ def run_all(args: argparse.Namespace) -> int:
         print(f"{found['outcome']}: {found['target']}, {found['model']}: {found['why']}")
     note(f"{sum(part['status'] == 'done' for part in outcomes.values())} of {len(outcomes)} parts done; {result} and {page}")
     if not device:
-        raise MissingRuntimeError("no CUDA device", found=_why(hosts), fix="This was a rehearsal: nothing was measured.")
+        raise MissingRuntimeError("this was a rehearsal, nothing was measured", found=reason)
     return 0
 
 
@@ -127,8 +129,12 @@ def _fp8_reason(device: dict[str, Any] | None, version: str) -> str:
     return ""
 
 
-def _why(hosts: dict[str, Any]) -> str:
-    return str(hosts["torch"].get("missing", {}).get("device") or hosts["torch"].get("failed"))
+def _device() -> tuple[dict[str, Any] | None, str]:
+    """Return the device, or why there is none."""
+    try:
+        return require_device().to_json(), ""
+    except MissingRuntimeError as error:
+        return None, str(error).split("; ", maxsplit=1)[0]
 
 
 def _slug(name: str) -> str:

@@ -109,7 +109,8 @@ class Runner:
         self._pending.remove(part)
         arguments, output = (self._work / folder / f"{part.name}.json" for folder in ("arguments", "results"))
         log = self._work / "logs" / f"{part.name}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        for path in (output, log):
+            path.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
         write_json(arguments, dict(part.arguments))
         command = [self._pythons[part.interpreter], str(HERE), "part", part.worker, str(arguments), str(output)]

@@ -94,7 +94,7 @@ def rehearsal(setting: Setting) -> list[Part]:
     """Return the parts that need no GPU, on the embedded model: graphs, plans of TensorRT-RTX, the suite with ONNX Runtime on the CPU."""
     model, engines = "demo:under", ["torch-fp32", "ort-fp32", *REHEARSED_PLANS]
     calib = "synthetic:scenes:calibration"
-    suite = {"engines": ["ort-fp32"], "data": ["synthetic:scenes"], "ood": ["synthetic:scenes-far"], "limit": 128, "resamples": 200}
+    suite = {"engines": ["ort-fp32"], "data": ["synthetic:scenes"], "ood": ["synthetic:scenes-far"], "limit": 64, "resamples": 100}
     export = _export(setting, model, engines, calib, 16)
     build = _build(setting, model, REHEARSED_PLANS, interpreter="torch")
     suite_part = Part(
