@@ -46,6 +46,19 @@ class Buffer:
     free: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A recorded CUDA graph.
+
+    Attributes:
+        launch: Enqueues the whole of it.
+        free: Releases it; to be called once.
+    """
+
+    launch: Callable[[], None]
+    free: Callable[[], None]
+
+
 class Cuda(Protocol):
     """One stream of the first visible device; every call works in its order.
 
@@ -73,8 +86,8 @@ class Cuda(Protocol):
     def seconds(self, work: Callable[[], None]) -> float:
         """Return how long the device needed for the ``work`` that the call enqueues, by events around it on the stream; waits for it."""
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``work`` enqueues as a CUDA graph without running it, and return the function that launches it.
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what ``work`` enqueues as a CUDA graph without running it, and return it.
 
         Raises:
             EngineError: The binding cannot, or the work cannot be recorded.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipq.engines.tensorrt.cuda import Buffer, Direction, OutOfDeviceMemoryError
+from clipq.engines.tensorrt.cuda import Buffer, Direction, Graph, OutOfDeviceMemoryError
 from clipq.errors import EngineError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work on the default stream must not stand between two of our calls
@@ -71,7 +71,7 @@ class PyCuda:
             self._end.synchronize()
             return float(self._start.time_till(self._end)) / 1000
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Graph:
         """Refuse: pycuda cannot record CUDA graphs.
 
         Raises:

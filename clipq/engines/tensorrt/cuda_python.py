@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipq.engines.tensorrt.cuda import Buffer, Direction, OutOfDeviceMemoryError
+from clipq.engines.tensorrt.cuda import Buffer, Direction, Graph, OutOfDeviceMemoryError
 from clipq.errors import EngineError
 
 
@@ -26,7 +26,6 @@ class CudaPython:
         self._start, self._end = self._call("cudaEventCreate"), self._call("cudaEventCreate")
         patience = self._cudart.cudaEventDefault if spinning else self._cudart.cudaEventBlockingSync
         self._done = self._call("cudaEventCreateWithFlags", self._cudart.cudaEventDisableTiming | patience)
-        self._graphs: list[Any] = []
 
     def allocate(self, size_bytes: int, *, host: bool) -> Buffer:
         """Return a buffer on the device, with its page-locked twin when ``host`` is set; see ``Cuda``."""
@@ -68,8 +67,8 @@ class CudaPython:
         self._call("cudaEventSynchronize", self._end)
         return float(self._call("cudaEventElapsedTime", self._start, self._end)) / 1000
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record ``work`` as a CUDA graph and return the function that launches it; see ``Cuda``."""
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record ``work`` as a CUDA graph; see ``Cuda``."""
         # Thread local: what other threads of this process do with CUDA meanwhile neither breaks nor enters the recording.
         self._call("cudaStreamBeginCapture", self._stream, self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
@@ -78,13 +77,13 @@ class CudaPython:
             graph = self._call("cudaStreamEndCapture", self._stream)
         launchable = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
-        self._graphs.append(launchable)
-        return lambda: self._call("cudaGraphLaunch", launchable, self._stream)
+        return Graph(
+            launch=lambda: self._call("cudaGraphLaunch", launchable, self._stream),
+            free=lambda: self._call("cudaGraphExecDestroy", launchable),
+        )
 
     def close(self) -> None:
-        """Release graphs, events and the stream."""
-        for launchable in self._graphs:
-            self._call("cudaGraphExecDestroy", launchable)
+        """Release events and the stream."""
         for event in (self._start, self._end, self._done):
             self._call("cudaEventDestroy", event)
         self._call("cudaStreamDestroy", self._stream)

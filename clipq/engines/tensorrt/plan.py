@@ -12,7 +12,7 @@ import numpy.typing as npt
 from clipq.engines.base import Float32, TowerSpec
 from clipq.engines.tensorrt.adapter import Api
 from clipq.engines.tensorrt.context import create_context, scratch_bytes, set_scratch
-from clipq.engines.tensorrt.cuda import Buffer, Cuda, OutOfDeviceMemoryError
+from clipq.engines.tensorrt.cuda import Buffer, Cuda, Graph, OutOfDeviceMemoryError
 from clipq.engines.tensorrt.log import Line, last_failure
 from clipq.errors import ClipqError, EngineError, MissingRuntimeError, RefusedError
 
@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         batch: Smallest, usual and largest batch of its profile.
-        uses_graphs: Replay each batch size as a CUDA graph instead of enqueueing kernel by kernel.
+        uses_graphs: Replay batches of one size as a CUDA graph instead of enqueueing kernel by kernel.
     """
 
     def __init__(self, api: Api, cuda: Cuda, path: Path, fix: str) -> None:
@@ -54,7 +54,7 @@ class Plan:
         smallest, usual, largest = self._engine.get_tensor_profile_shape(self._inputs[0], 0)
         self.batch = (int(smallest[0]), int(usual[0]), int(largest[0]))
         self._buffers: dict[str, Buffer] = {}
-        self._graphs: dict[int, Callable[[], None]] = {}
+        self._graph: Graph | None = None  # of the batch that is ready
         self._ready = 0  # batch whose shapes and addresses are set
 
     def check_signature(self, input_name: str, output_name: str, spec: TowerSpec) -> None:
@@ -76,7 +76,7 @@ class Plan:
             EngineError: TensorRT or CUDA failed.
         """
         output = self._prepare(batch, embed_dim)
-        self._launch(len(batch))
+        self._launch()
         size = len(batch) * embed_dim * 4
         self._cuda.copy(output, size, "to host")
         self._cuda.wait()
@@ -89,8 +89,8 @@ class Plan:
             EngineError: TensorRT or CUDA failed, or memory ran out: half a batch would be another measurement.
         """
         self._prepare(batch, embed_dim)
-        self._launch(len(batch))  # what a first run does once is not counted
-        return [self._cuda.seconds(lambda: self._launch(len(batch))) for _ in range(calls)]
+        self._launch()  # what a first run does once is not counted
+        return [self._cuda.seconds(self._launch) for _ in range(calls)]
 
     def inspect(self, embed_dim: int) -> str:
         """Return what TensorRT's inspector says of the layers at the usual batch, as JSON text.
@@ -104,9 +104,9 @@ class Plan:
         return str(inspector.get_engine_information(self._api.library.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Release the device memory: graphs before buffers, the context before its engine."""
+        """Release the device memory: the graph before its buffers, the context before its engine."""
         self._cuda.wait()
-        self._graphs.clear()
+        self._drop_graph()
         for buffer in self._buffers.values():
             buffer.free()
         self._buffers.clear()
@@ -124,6 +124,7 @@ class Plan:
         if n == self._ready:
             return
         self._ready = 0
+        self._drop_graph()  # it holds addresses, and what TensorRT keeps in its context for the shape
         shape = (n, *tuple(self._engine.get_tensor_shape(self._inputs[0]))[1:])
         self._said(f"refuses the shape {shape}", self._context.set_input_shape, self._inputs[0], shape)
         scratch = self._buffer("scratch", scratch_bytes(self._engine, self._context), host=False)
@@ -135,25 +136,29 @@ class Plan:
         self._ready = n
 
     def _buffer(self, role: str, size_bytes: int, *, host: bool) -> Buffer:
-        """Return a buffer of at least this size; one that must grow invalidates the graphs, which hold its address."""
+        """Return a buffer of at least this size."""
         buffer = self._buffers.get(role)
         if buffer is None or buffer.size_bytes < size_bytes:
-            self._graphs.clear()
             if buffer is not None:
                 del self._buffers[role]
                 buffer.free()
             buffer = self._buffers[role] = self._cuda.allocate(max(size_bytes, 1), host=host)
         return buffer
 
-    def _launch(self, n: int) -> None:
+    def _launch(self) -> None:
         if not self.uses_graphs:
             self._enqueue()
             return
-        if n not in self._graphs:
+        if self._graph is None:
             self._enqueue()  # TensorRT does its work for new shapes outside the recording
             self._cuda.wait()
-            self._graphs[n] = self._cuda.capture(self._enqueue)
-        self._graphs[n]()
+            self._graph = self._cuda.capture(self._enqueue)
+        self._graph.launch()
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
 
     def _enqueue(self) -> None:
         self._said("failed in an inference", self._context.execute_async_v3, self._cuda.stream)

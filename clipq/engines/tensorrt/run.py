@@ -15,7 +15,7 @@ from typing_extensions import Self
 from clipq.artifact import Bundle
 from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
-from clipq.engines.proof import TowerProof
+from clipq.engines.proof import TowerProof, read_work
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.cuda import Cuda, OutOfDeviceMemoryError, open_cuda, require_binding
 from clipq.engines.tensorrt.device import require_device
@@ -27,13 +27,14 @@ from clipq.progress import note
 
 INPUT_NAMES: Mapping[Tower, str] = {"image": "pixels", "text": "tokens"}
 OUTPUT_NAME = "embedding"
+_TURN = threading.Lock()  # one device: engines take turns, so that none slows another, and TensorRT's log has one listener
 
 
 class TensorrtEngine(Engine):
     """Both towers of a bundle as TensorRT plans on one CUDA stream; threads take turns on it.
 
     Attributes:
-        uses_graphs: Replay each batch size as a CUDA graph; set before the engine is entered. Off by default; needs cuda-python.
+        uses_graphs: Replay batches of one size as a CUDA graph; set before the engine is entered. Off by default; needs cuda-python.
         largest: Largest batch per tower that fits into device memory; the profile's largest until memory runs out.
     """
 
@@ -41,13 +42,12 @@ class TensorrtEngine(Engine):
         super().__init__(engine_id, towers)
         self.uses_graphs = False
         self.largest: dict[Tower, int] = {}
-        self.work: Mapping[str, Mapping[str, int]] = {}
         self._runtime = runtime
+        self._work: Mapping[str, Mapping[str, int]] = {}
         self._files = dict(files)
         self._rebuild = rebuild
         self._cuda: Cuda | None = None
         self._plans: dict[Tower, Plan] = {}
-        self._turn = threading.Lock()
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, engine_id: str, threads: int | None = None) -> Self:
@@ -77,14 +77,14 @@ class TensorrtEngine(Engine):
             if tower in entry.towers
         }
         engine = cls(engine_id, entry.runtime, _specs(bundle), files, rebuild)
-        engine.work = facts.get("work", {})
+        engine._work = read_work(bundle, engine_id)
         return engine
 
     def prove(self, tower: Tower) -> TowerProof:
         """Return the layers that TensorRT's inspector lists for an opened engine's tower."""
-        with self._turn:
+        with _TURN:
             text = self._plans[tower].inspect(self.towers[tower].embed_dim)
-        return read_inspector(text, load_api(self._runtime).version, self.work.get(tower, {}))
+        return read_inspector(text, load_api(self._runtime).version, self._work.get(tower, {}))
 
     def device_seconds(self, tower: Tower, batch: npt.NDArray[Any], calls: int) -> list[float]:
         """Return how long the device computes a batch, for each of ``calls`` inferences, by events on its stream.
@@ -98,7 +98,7 @@ class TensorrtEngine(Engine):
             EngineError: The batch is outside the profile, or it does not fit into device memory.
         """
         self._check_batch(tower, len(batch))
-        with self._turn:
+        with _TURN:
             return self._plans[tower].device_seconds(np.ascontiguousarray(batch), self.towers[tower].embed_dim, calls)
 
     def _open(self) -> None:
@@ -125,7 +125,7 @@ class TensorrtEngine(Engine):
 
     def _run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
         self._check_batch(tower, len(batch))
-        with self._turn:
+        with _TURN:
             return self._fitting(tower, np.ascontiguousarray(batch))
 
     def _fitting(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
@@ -155,6 +155,8 @@ class TensorrtEngine(Engine):
         self.largest[tower] = n // 2
 
     def _check_batch(self, tower: Tower, n: int) -> None:
+        if tower not in self._plans:
+            raise EngineError(f"engine {self.id} is not open", fix="Use it in a with block.")
         smallest, usual, largest = self._plans[tower].batch
         if not smallest <= n <= largest:
             raise EngineError(
