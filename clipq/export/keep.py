@@ -17,6 +17,7 @@ from clipq.calib_data.sampling import OOD_LIST
 from clipq.calib_data.source import Source
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Tower
+from clipq.engines.table import ENGINES
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.quantize.observe import Observed
@@ -25,6 +26,7 @@ from clipq.files import write_json
 from clipq.recipe import Recipe
 
 SENSITIVITY = "sensitivity.json"
+MEASURED = ("int8", "int8-fp16")  # the graphs that a search speaks of
 
 # Metrics of --max-drop and what the calibration data must have: images, class names, a label for every image, OOD images beside it.
 NEEDS = {
@@ -145,8 +147,8 @@ def check_asked(recipe: Recipe, source: Source | None) -> None:
         if recipe.calib_ood:
             raise UsageError("nothing uses the images of --calib-ood", fix="Add --sensitivity or --max-drop fpr95=VALUE.")
         return
-    if source is None:
-        raise UsageError("--sensitivity and --max-drop concern static INT8, which no engine here has", fix="Add one, e.g. ort-int8-static.")
+    if source is None or not any(ENGINES[name].graph in MEASURED for name in recipe.engines):
+        raise UsageError("--sensitivity and --max-drop measure static INT8, which no engine here has", fix="Add one, e.g. ort-int8-static.")
     if recipe.calib_ood == recipe.calib:
         raise UsageError(f"{recipe.calib} is named by --calib and by --calib-ood", fix="OOD images are others.")
     for bound in bounds:

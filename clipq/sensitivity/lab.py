@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from clipq.export.quantize.blocks import parts_of
 from clipq.export.quantize.graph import open_on_cpu
 from clipq.export.quantize.observe import Observed
 from clipq.export.quantize.static import write_int8
+from clipq.export.work import work_of
 from clipq.files import atomic_path, sha256_json
 from clipq.sensitivity.damage import Reading, read, worsening
 from clipq.sensitivity.data import SearchData
@@ -33,7 +35,7 @@ class Block:
         tower: ``image`` or ``text``.
         name: As in the graph.
         nodes: Its nodes that can be quantized.
-        multiply_adds: Of its linear layers and convolutions, per image or text.
+        multiply_adds: Of all of them, per image or text.
     """
 
     tower: Tower
@@ -59,20 +61,10 @@ class Step:
     damage: Mapping[str, float]
 
 
-def blocks_of_tower(tower: Tower, observed: Observed, group: Callable[[Observed], dict[str, tuple[str, ...]]] = parts_of) -> list[Block]:
-    """Return the blocks of a tower in graph order."""
-    counts = multiply_adds(observed)
-    return [Block(tower, name, nodes, sum(counts.get(node, 0) for node in nodes)) for name, nodes in group(observed).items()]
-
-
-def multiply_adds(observed: Observed) -> dict[str, int]:
-    """Return layer -> multiply-adds of one image or text: how many numbers its observed tensor has, times the weights each meets."""
-    found = {}
-    for layer in observed.layers:
-        convolution = layer.operator == "Conv"
-        seen = observed.histograms[layer.result if convolution else layer.activation]
-        found[layer.name] = int(seen.counts.sum()) // observed.images * (layer.weight[0].size if convolution else layer.weight.shape[1])
-    return found
+def blocks_of_tower(tower: Tower, graph: Path, observed: Observed) -> list[Block]:
+    """Return the blocks of a tower in graph order: parts of residual blocks, because one part, fc2, carries most of the error."""
+    work = work_of(graph)
+    return [Block(tower, name, nodes, sum(work[node] for node in nodes)) for name, nodes in parts_of(observed).items()]
 
 
 class Lab:
@@ -81,19 +73,22 @@ class Lab:
     Attributes:
         blocks: The blocks of all quantized towers.
         data: What is measured on.
-        before: What the FP32 towers say.
     """
 
-    def __init__(self, request: KeepRequest, data: SearchData, scratch: Path) -> None:
-        towers: Sequence[Tower] = [tower for tower in request.graphs if tower in request.recipe.towers]
-        self._request = request
-        self._scratch = scratch
-        self._observed = {tower: request.observed(tower) for tower in towers}
+    def __init__(self, request: KeepRequest, data: SearchData, observed: Mapping[Tower, Observed], scratch: Path) -> None:
+        self._request, self._observed, self._scratch = request, observed, scratch
         self._partial = request.folder / PARTIAL
-        self._partial.mkdir(exist_ok=True)
         self.data = data
-        self.blocks = [block for tower in towers for block in blocks_of_tower(tower, self._observed[tower])]
-        self.before = self.reading(self.blocks)
+        self.blocks = [block for tower in observed for block in blocks_of_tower(tower, request.graphs[tower], observed[tower])]
+
+    @cached_property
+    def before(self) -> Reading:
+        """What the FP32 towers say."""
+        return self.reading(self.blocks)
+
+    def without(self, block: Block) -> list[Block]:
+        """Return all other blocks."""
+        return [other for other in self.blocks if other != block]
 
     def measure(self, kept: Sequence[Block]) -> Step:
         """Return the damage of quantizing all blocks but these."""
@@ -113,6 +108,7 @@ class Lab:
         quantized = any(block not in kept for block in own)
         path = self._partial / f"{sha256_json([self.data.digest, tower, nodes if quantized else None])}.npy"
         if not path.exists():
+            self._partial.mkdir(exist_ok=True)
             found = self._compute(tower, dict.fromkeys(nodes, _REASON) if quantized else None)
             with atomic_path(path) as part, part.open("wb") as stream:
                 np.save(stream, found, allow_pickle=False)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clipq.engines.base import Tower
 from clipq.errors import ExportError
 from clipq.export.keep import SENSITIVITY, Bound, KeepRequest, Kept, parse_bounds
 from clipq.export.quantize.graph import scratch_folder
 from clipq.progress import bar, note
 from clipq.sensitivity.data import load_data
-from clipq.sensitivity.found import Alone, Found, first_unmet
+from clipq.sensitivity.found import Found, Ranking, first_unmet, rank
 from clipq.sensitivity.lab import Block, Lab, Step
 from clipq.sensitivity.tell import facts_of, table
-
-FINEST = "cosine_centred"  # differs between any two blocks: orders those that a coarser metric cannot tell apart
 
 
 def choose_kept(request: KeepRequest) -> Kept:
@@ -29,51 +28,40 @@ def choose_kept(request: KeepRequest) -> Kept:
     """
     bounds = parse_bounds(request.recipe.max_drop)
     with scratch_folder(request.folder / SENSITIVITY) as scratch:
-        lab = Lab(request, load_data(request, scratch), scratch)
+        towers: list[Tower] = [tower for tower in request.graphs if tower in request.recipe.towers]
+        lab = Lab(request, load_data(request, scratch), {tower: request.observed(tower) for tower in towers}, scratch)
         whole = lab.measure(())
-        alone = rank(lab) if request.recipe.sensitivity or first_unmet(bounds, whole.damage) else {}
-        found = Found(bounds, alone, keep_until(lab, bounds, alone, whole))
+        unmet = first_unmet(bounds, whole.damage)
+        ranking = rank(lab, request.recipe.seed) if unmet or request.recipe.sensitivity else None
+        found = Found(bounds, ranking, keep_until(ranking, bounds, whole) if unmet and ranking else [whole])
         facts = facts_of(request, lab, found)
         lab.close()
     note(table(facts))
     return Kept(_nodes(found), facts)
 
 
-def rank(lab: Lab) -> Alone:
-    """Return the damage of quantizing each block alone, everything else FP32."""
-    alone = {}
-    with bar("Quantizing each block alone", len(lab.blocks)) as advance:
-        for block in lab.blocks:
-            alone[block] = lab.measure([other for other in lab.blocks if other != block]).damage
-            advance(1)
-    return alone
-
-
-def keep_until(lab: Lab, bounds: Sequence[Bound], alone: Alone, whole: Step) -> list[Step]:
+def keep_until(ranking: Ranking, bounds: Sequence[Bound], whole: Step) -> list[Step]:
     """Return the steps from everything quantized to the first choice that holds every bound, one more block kept in each.
 
     The next block is the one that does most damage alone to the first metric that is not yet within its bound. Errors of blocks add
     up and cancel, so a choice says nothing certain of a larger or smaller one, as bisection would need: each is measured whole, and
-    the first that holds has the fewest blocks in this order. That takes no more measurements than the ranking.
+    the first that holds has the fewest blocks in this order. That takes no more measurements than the ranking did.
 
     Raises:
         ExportError: No choice holds them.
     """
-    steps = [whole]
-    if not first_unmet(bounds, whole.damage):
-        return steps
+    lab, steps = ranking.lab, [whole]
     with bar("Keeping blocks until the bounds hold", None) as advance:
         while unmet := first_unmet(bounds, steps[-1].damage):
-            candidates = _candidates(lab.blocks, steps[-1].kept)
-            if not candidates:
+            severity = {block: ranking.severity(block, unmet.metric) for block in candidates(lab.blocks, steps[-1].kept)}
+            if not severity:
                 raise _unreachable(unmet, steps)
-            worst = max(candidates, key=lambda block: (alone[block][unmet.metric], alone[block][FINEST]))
-            steps.append(lab.measure((*steps[-1].kept, worst)))
+            steps.append(lab.measure((*steps[-1].kept, max(severity, key=severity.__getitem__))))
             advance(1)
     return steps
 
 
-def _candidates(blocks: Sequence[Block], kept: Sequence[Block]) -> list[Block]:
+def candidates(blocks: Sequence[Block], kept: Sequence[Block]) -> list[Block]:
     """Return what may still be kept: each tower keeps one INT8 block at least, or it would be none."""
     left = [block for block in blocks if block not in kept]
     return [block for block in left if any(other.tower == block.tower and other != block for other in left)]
@@ -89,9 +77,11 @@ def _unreachable(unmet: Bound, steps: Sequence[Step]) -> ExportError:
 
 
 def _nodes(found: Found) -> dict[str, dict[str, str]]:
-    asked = ", ".join(map(str, found.bounds))
     nodes: dict[str, dict[str, str]] = {}
+    if found.ranking is None:
+        return nodes
+    asked = ", ".join(map(str, found.bounds))
     for block in found.steps[-1].kept:
-        costs = ", ".join(f"{bound.metric} {found.alone[block][bound.metric]:.4g}" for bound in found.bounds)
+        costs = ", ".join(f"{bound.metric} {found.ranking.damage[block][bound.metric]:.4g}" for bound in found.bounds)
         nodes.setdefault(block.tower, {}).update(dict.fromkeys(block.nodes, f"kept for --max-drop {asked}: alone it costs {costs}"))
     return nodes

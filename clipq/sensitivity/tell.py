@@ -20,8 +20,8 @@ _MEASURED = "ONNX Runtime, CPU provider, the static INT8 graph; what is kept and
 
 def facts_of(request: KeepRequest, lab: Lab, found: Found) -> dict[str, Any]:
     """Return everything that was measured as JSON; every number but ``fp32`` is a worsening (see ``clipq.sensitivity.damage``)."""
-    kept, total = found.steps[-1].kept, sum(block.multiply_adds for block in lab.blocks)
-    ranked = sorted(lab.blocks, key=lambda block: -found.alone[block][found.ranked_by]) if found.alone else lab.blocks
+    kept, total, ranking = found.steps[-1].kept, sum(block.multiply_adds for block in lab.blocks), found.ranking
+    blocks = sorted(lab.blocks, key=lambda block: ranking.severity(block, found.ranked_by), reverse=True) if ranking else lab.blocks
     seed = request.recipe.seed
     return {
         "schema": SCHEMA,
@@ -30,7 +30,7 @@ def facts_of(request: KeepRequest, lab: Lab, found: Found) -> dict[str, Any]:
         "data": dict(lab.data.facts),
         "fp32": levels(lab.before),
         "ranked_by": found.ranked_by,
-        "blocks": [_block(block, found, total) for block in ranked],
+        "blocks": [_block(block, found, total) for block in blocks],
         "steps": [{"kept": list(map(str, step.kept)), "damage": dict(step.damage)} for step in found.steps],
         "bounds": [_bound(bound, lab, found, seed) for bound in found.bounds],
         "bounds_mean": _HELD if found.bounds else "no bound was asked for: nothing is kept",
@@ -44,14 +44,14 @@ def _block(block: Block, found: Found, total: int) -> dict[str, Any]:
         "block": block.name,
         "nodes": list(block.nodes),
         "multiply_adds": block.multiply_adds / total,
-        "damage": dict(found.alone.get(block, {})),
+        "damage": dict(found.ranking.damage[block]) if found.ranking else {},
         "kept": block in found.steps[-1].kept,
     }
 
 
 def _bound(bound: Bound, lab: Lab, found: Found, seed: int) -> dict[str, Any]:
     first, last = (_measured(bound.metric, lab, step, seed) for step in (found.steps[0], found.steps[-1]))
-    return {"metric": bound.metric, "bound": bound.value, "all_quantized": first, "result": last}
+    return {"metric": bound.metric, "bound": bound.value, "all_quantized": first, "result": last, "shown": last["ci95"][1] <= bound.value}
 
 
 def _measured(metric: str, lab: Lab, step: Step, seed: int) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _number(metric: str, value: float) -> str:
 
 def _sentence(bound: Mapping[str, Any]) -> str:
     name, first, last = bound["metric"], bound["all_quantized"], bound["result"]
-    low, high = (f"{end:+.4f}" for end in last["ci95"])
+    low, high = (f"{end:+.4g}" for end in last["ci95"])
     return (
-        f"{name}: worse by {last['worsening']:+.4f} [{low}, {high}] (n = {last['n']}) within {bound['bound']:g}; "
-        f"by {first['worsening']:+.4f} with everything quantized"
+        f"{name}: worse by {last['worsening']:+.4g} [{low}, {high}] (n = {last['n']}), within {bound['bound']:g}"
+        f"{'' if bound['shown'] else ', which so few images cannot show'}; by {first['worsening']:+.4g} with everything quantized"
     )
