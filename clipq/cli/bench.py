@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     parser.add_argument("--bench-seconds", metavar="S", type=float, default=5.0, help="time per engine and scenario (default: 5)")
     parser.add_argument("--batch", metavar="N,...", type=_batch_sizes, default=(1, 32), help="images of one call (default: 1,32)")
+    parser.add_argument("--cuda-graph", action="store_true", help="replay TensorRT plans as CUDA graphs (needs cuda-python)")
     add_trust(parser)
     add_json(parser)
     add_quiet(parser)
@@ -34,7 +35,14 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     with reading(args.bundle):
-        record = bench_bundle(bundle, args.engines, threads=args.threads, seconds=args.bench_seconds, batch_sizes=args.batch)
+        record = bench_bundle(
+            bundle,
+            args.engines,
+            threads=args.threads,
+            seconds=args.bench_seconds,
+            batch_sizes=args.batch,
+            uses_graphs=args.cuda_graph,
+        )
     if args.output:
         with locked(args.output):
             write_json(args.output / "bench.json", record)

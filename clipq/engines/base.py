@@ -45,6 +45,7 @@ class Engine(ABC):
         towers: What each tower takes and gives.
         provider: What really computes, asserted by ``_open``, e.g. ``CPUExecutionProvider``.
         shares_cores: Other threads of this process need the cores too; set before ``_open``, which then forbids busy-waiting.
+        uses_graphs: Replay batches of one size as a CUDA graph, where a plan runs; set before ``_open``.
     """
 
     def __init__(self, engine_id: str, towers: Mapping[Tower, TowerSpec]) -> None:
@@ -52,6 +53,7 @@ class Engine(ABC):
         self.towers = dict(towers)
         self.provider = ""
         self.shares_cores = False
+        self.uses_graphs = False
 
     def __enter__(self) -> Self:
         self._open()

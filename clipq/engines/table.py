@@ -66,7 +66,9 @@ ENGINES: dict[str, Kind] = {
 }
 
 
-def open_engine(bundle: Bundle, engine_id: str, threads: int | None = None, *, shares_cores: bool = False) -> Engine:
+def open_engine(
+    bundle: Bundle, engine_id: str, threads: int | None = None, *, shares_cores: bool = False, uses_graphs: bool = False
+) -> Engine:
     """Return an engine of a bundle, checked against the manifest but not yet loaded: use it in a ``with`` block.
 
     Args:
@@ -74,6 +76,7 @@ def open_engine(bundle: Bundle, engine_id: str, threads: int | None = None, *, s
         engine_id: ``<runtime>-<precision>[-<method>]``.
         threads: CPU threads of one inference; None leaves the choice to the runtime.
         shares_cores: Other threads of this process need the cores too, so the engine must not busy-wait.
+        uses_graphs: Replay batches of one size as a CUDA graph, where a plan runs; the others do without.
 
     Raises:
         UsageError: The id is unknown to this tool or to the bundle.
@@ -84,5 +87,5 @@ def open_engine(bundle: Bundle, engine_id: str, threads: int | None = None, *, s
         raise unknown_name("engine", engine_id, ENGINES)
     module, name = ENGINES[engine_id].loader.split(":")
     engine: Engine = getattr(importlib.import_module(module), name).from_bundle(bundle, engine_id, threads)
-    engine.shares_cores = shares_cores
+    engine.shares_cores, engine.uses_graphs = shares_cores, uses_graphs
     return engine

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from clipq.artifact import Bundle
 from clipq.engines.base import Engine, Tower
-from clipq.engines.table import open_engine
+from clipq.engines.table import PLANNED, open_engine
 from clipq.errors import EngineError, UsageError
 from clipq.evaluate.provenance import describe_engine, describe_run, engine_bytes
 from clipq.evaluate.selection import usable_engines
@@ -41,8 +41,14 @@ class DeviceTimed(Protocol):
         """Return the seconds of each of ``calls`` inferences on the device, the batch being there already."""
 
 
-def bench_bundle(
-    bundle: Bundle, asked: tuple[str, ...], *, threads: int | None, seconds: float, batch_sizes: Sequence[int] = BATCH_SIZES
+def bench_bundle(  # noqa: PLR0913 - each is one choice of the caller
+    bundle: Bundle,
+    asked: tuple[str, ...],
+    *,
+    threads: int | None,
+    seconds: float,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    uses_graphs: bool = False,
 ) -> dict[str, Any]:
     """Measure the engines of a bundle and return a record with the machine, the versions and ``bench`` as below.
 
@@ -52,6 +58,7 @@ def bench_bundle(
         threads: CPU threads of one inference; None means one per usable core.
         seconds: As in ``bench``.
         batch_sizes: As in ``bench``.
+        uses_graphs: As in ``bench``.
 
     Raises:
         UsageError: An engine is unknown, or a number is too small.
@@ -67,7 +74,7 @@ def bench_bundle(
         **describe_run(bundle),
         "threads": count,
         "engines": {engine_id: describe_engine(bundle, engine_id) for engine_id in engine_ids},
-        "bench": bench(bundle, engine_ids, threads=count, seconds=seconds, batch_sizes=batch_sizes),
+        "bench": bench(bundle, engine_ids, threads=count, seconds=seconds, batch_sizes=batch_sizes, uses_graphs=uses_graphs),
     }
 
 
@@ -78,6 +85,7 @@ def bench(  # noqa: PLR0913 - each is one choice of the caller
     threads: int,
     seconds: float,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    uses_graphs: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure every engine's image tower and return ``{engine: {scenario: {...}}}``.
@@ -92,16 +100,19 @@ def bench(  # noqa: PLR0913 - each is one choice of the caller
         threads: CPU threads of one inference.
         seconds: Time for one engine in one scenario, uncounted calls included; at least one turn is made.
         batch_sizes: Images of one call.
+        uses_graphs: Replay plans as CUDA graphs; their scenarios say so in ``cuda_graph``.
         seed: Seed of the pixels, which are standard normal noise.
     """
     results: dict[str, Any] = {engine_id: {} for engine_id in engine_ids}
     with contextlib.ExitStack() as stack, bar("Measuring latency", len(batch_sizes)) as advance:
-        engines = {engine_id: stack.enter_context(open_engine(bundle, engine_id, threads)) for engine_id in engine_ids}
+        opened = {engine_id: open_engine(bundle, engine_id, threads, uses_graphs=uses_graphs) for engine_id in engine_ids}
+        engines = {engine_id: stack.enter_context(engine) for engine_id, engine in opened.items()}
         for batch_size in batch_sizes:
             shape = next(iter(engines.values())).towers["image"].input_shape
             pixels = np.random.default_rng(seed).standard_normal((batch_size, *shape), dtype=np.float32)
             for engine_id, scenarios in measure_batch(engines, pixels, seconds).items():
-                results[engine_id].update({name: {**values, "threads": threads} for name, values in scenarios.items()})
+                how = {"threads": threads, **({"cuda_graph": uses_graphs} if bundle.engine(engine_id).runtime in PLANNED else {})}
+                results[engine_id].update({name: {**values, **how} for name, values in scenarios.items()})
             advance(1)
     for engine_id in engine_ids:
         results[engine_id]["artefact"] = {"size_bytes": engine_bytes(bundle, engine_id), **footprint(bundle, engine_id, threads)}

@@ -34,13 +34,11 @@ class TensorrtEngine(Engine):
     """Both towers of a bundle as TensorRT plans on one CUDA stream; threads take turns on it.
 
     Attributes:
-        uses_graphs: Replay batches of one size as a CUDA graph; set before the engine is entered. Off by default; needs cuda-python.
         largest: Largest batch per tower that fits into device memory; the profile's largest until memory runs out.
     """
 
     def __init__(self, engine_id: str, runtime: str, towers: Mapping[Tower, TowerSpec], files: Mapping[Tower, Path], rebuild: str) -> None:
         super().__init__(engine_id, towers)
-        self.uses_graphs = False
         self.largest: dict[Tower, int] = {}
         self._runtime = runtime
         self._work: Mapping[str, Mapping[str, int]] = {}
