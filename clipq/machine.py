@@ -48,7 +48,9 @@ def usable_cores() -> int:
 
 def library_versions() -> dict[str, str]:
     """Return the installed versions of the libraries that decide a figure; nothing is imported for it."""
-    installed = {(distribution.name or "").lower().replace("_", "-"): distribution.version for distribution in metadata.distributions()}
+    installed: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        installed.setdefault((distribution.name or "").lower().replace("_", "-"), distribution.version)  # the first is what is imported
     return {name: installed[key] for name in DISTRIBUTIONS if (key := name.replace("_", "-")) in installed}
 
 
