@@ -302,7 +302,7 @@ def test_without_a_gpu_it_is_one_line_and_exit_code_4(tmp_path: Path) -> None:
     """Nothing is run and nothing is written."""
     run = _gpu("--work", str(tmp_path / "work"))
     assert run.returncode == 4
-    assert run.stderr.startswith("nothing can be measured; found no NVIDIA driver")
+    assert run.stderr.startswith("nothing can be measured; found no ")
     assert len(run.stderr.splitlines()) == 1
     assert not (tmp_path / "work").exists()
 
