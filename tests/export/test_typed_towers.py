@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,6 +15,8 @@ from typed_emulation import emulate
 
 from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.export.onnx import export_tower
+from clipq.export.quantize.fp8 import write_fp8
+from clipq.export.quantize.observe import observe
 from clipq.export.quantize.static import quantize_static
 from clipq.export.typed.half import to_half
 
@@ -26,7 +27,7 @@ FAMILIES = ("vit", "resnet", "siglip", "coca", "convnext", "demo")
 TOWERS = [*((family, "image") for family in FAMILIES), ("coca", "text"), ("siglip", "text"), ("demo", "text")]
 QUANTIZED = [
     *((family, "image", "int8-fp16") for family in FAMILIES),
-    *[("vit", "image", "int8mha-fp16"), ("demo", "image", "int8-bf16"), ("demo", "image", "fp8-fp16")],
+    *[("vit", "image", "int8mha-fp16"), ("demo", "image", "int8-bf16"), ("demo", "image", "fp8-fp16"), ("vit", "image", "fp8mha-fp16")],
 ]
 GRAPHS = [*((family, tower, kind) for family, tower in TOWERS for kind in ("fp16", "bf16")), *QUANTIZED]
 BUILT = [
@@ -48,32 +49,16 @@ def graphs(tiny_checkpoint: Callable[[str], str], tmp_path_factory: pytest.TempP
         elif kind in {"int8", "int8mha"}:
             source = make(family, tower, "fp32")
             quantize_static(source, path, [_inputs(source, 8)], "minmax", mha="int8" if kind == "int8mha" else "fp16")
-        elif kind == "fp8":
-            _as_fp8(make(family, tower, "int8"), path)
+        elif kind in {"fp8", "fp8mha"}:
+            source = make(family, tower, "fp32")
+            mha = kind == "fp8mha"
+            write_fp8(observe(source, [_inputs(source, 8)], folder, attention=mha), path, mha="fp8" if mha else "fp16")
         else:
             number, _, half = kind.rpartition("-")
             to_half(make(family, tower, number or "fp32"), path, half)
         return path
 
     return make
-
-
-def _as_fp8(source: Path, target: Path) -> None:
-    """Write an INT8 QDQ graph as an FP8 one of operator set 19."""
-    model = onnx.load(str(source))
-    fixed = {tensor.name: tensor for tensor in model.graph.initializer}
-    scales = {node.input[1] for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
-    for name, tensor in fixed.items():
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type == TensorProto.INT8:
-            tensor.CopyFrom(numpy_helper.from_array((values * (448 / 127)).astype(ml_dtypes.float8_e4m3fn), name))
-        elif name in scales:
-            tensor.CopyFrom(numpy_helper.from_array((values * (127 / 448)).astype(np.float32), name))
-    for node in model.graph.node:
-        if node.op_type == "Split":
-            assert len(node.input) == 2, "sizes as an input mean the same in both operator sets"
-    model.opset_import[0].version, model.ir_version = 19, 9
-    onnx.save(model, str(target))
 
 
 def _inputs(path: Path, n: int) -> Array:
