@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from importlib.resources import files
@@ -233,7 +234,7 @@ def test_a_shortfall_is_noted(sound, monkeypatch, capsys):
 
 def test_table_in_plain_words():
     """Asked, ran, attention, reformats and providers of every engine that was looked into; PyTorch has no row."""
-    report, samples = make_example()
+    report, samples = copy.deepcopy(make_example())
     report["gates"], report["verdict"] = [], {}
     table = ran_table(report)
     assert table is not None
@@ -246,7 +247,7 @@ def test_table_in_plain_words():
 
 def test_reports_of_the_older_form_are_still_shown():
     """Layers as precision to count: no table, no crash."""
-    report, samples = make_example()
+    report, samples = copy.deepcopy(make_example())
     report["gates"], report["verdict"] = [], {}
     for entry in report["engines"].values():
         entry["layers"] = {"int8": 24, "fp32": 61}
@@ -257,7 +258,7 @@ def test_reports_of_the_older_form_are_still_shown():
 
 def test_domination_stands_where_peers_look_first():
     """In the headline, and as the second sentence of the engine's card; that INT8 beats FP32 is no news for the headline."""
-    report, samples = make_example()
+    report, samples = copy.deepcopy(make_example())
     report["gates"] = []
     why = ["acc1: fine", "dominated by ort-fp32 here: that is as reliable within noise"]
     report["verdict"] = {"ort-int8-static": {"ship": True, "outcome": "ship", "dominated_by": "ort-fp32", "why": why}}
