@@ -12,12 +12,13 @@ import pytest
 from tensorrt_names import Recorder, stand_in
 
 from clipq.engines.tensorrt import adapter
-from clipq.engines.tensorrt.adapter import Api, check_sm, load_api
+from clipq.engines.tensorrt.adapter import Api, check_sm
 from clipq.engines.tensorrt.log import Log, as_text, last_failure, make_logger, one_line
 from clipq.engines.tensorrt.progress import Percent, interrupts, make_monitor
 from clipq.errors import MissingRuntimeError, UsageError
 
 VERSIONS = ("8.6", "10.16", "11.4", "rtx-1.7")
+load_api = adapter.load_api.__wrapped__  # without its memory: no stand-in outlives its test
 
 
 def api_of(version: str, **more: Any) -> Api:
@@ -161,7 +162,6 @@ def _finder(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
             raise found[name]
         return found[name]
 
-    load_api.cache_clear()
     monkeypatch.setattr(adapter.importlib.util, "find_spec", found.get)
     monkeypatch.setattr(adapter.importlib, "import_module", import_module)
 
@@ -194,13 +194,6 @@ def test_broken_and_old_libraries_are_told(monkeypatch: pytest.MonkeyPatch) -> N
     _finder(monkeypatch, {"tensorrt": old})
     with pytest.raises(MissingRuntimeError, match=r"too old; found 8\.5\.3\.1"):
         load_api("tensorrt")
-
-
-@pytest.fixture(autouse=True)
-def _forget_stand_ins() -> Any:
-    """No stand-in outlives its test as the loaded library."""
-    yield
-    load_api.cache_clear()
 
 
 def test_log_keeps_what_matters() -> None:

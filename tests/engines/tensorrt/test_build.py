@@ -19,7 +19,7 @@ from tensorrt_names import Recorder, stand_in
 from clipq.engines.tensorrt import build as build_module
 from clipq.engines.tensorrt.adapter import Api, load_api
 from clipq.engines.tensorrt.build import BuildOptions, build_plan
-from clipq.engines.tensorrt.device import DeviceFacts
+from clipq.engines.tensorrt.device import DeviceFacts, require_device
 from clipq.engines.tensorrt.log import Log, make_logger
 from clipq.engines.tensorrt.parse import GraphRefusedError
 from clipq.errors import ExportError, MissingRuntimeError, UsageError
@@ -430,3 +430,21 @@ def test_gpu_without_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     on_device(monkeypatch, make_tensorrt("10.16", {}))
     with pytest.raises(MissingRuntimeError, match=r"Orin has no fp8; found compute capability 8\.7"):
         build_plan("tensorrt", tmp_path / "a.onnx", tmp_path / "a.plan", "fp8", options(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_builds_on_the_gpu_that_is_here(demo_graphs: Path, tmp_path: Path, precision: str) -> None:
+    """The installed TensorRT takes the graphs meant for it; a second build starts from the timings of the first."""
+    try:
+        require_device()
+        api = load_api("tensorrt")
+    except MissingRuntimeError as error:
+        pytest.skip(str(error))
+    kind = "int8-fp16" if precision == "int8" and api.strongly_typed else precision
+    graph, plan = demo_graphs / f"image.{kind}.onnx", tmp_path / "a.plan"
+    first, second = (build_plan("tensorrt", graph, plan, precision, options(tmp_path)) for _ in range(2))
+    assert second["timing_cache"]["loaded"] == first["timing_cache"]["kept"] != ""
+    assert second["device"]["sm"]
+    assert second["sha256"] == sha256_file(plan)
+    assert "TF32" not in second["flags"]
