@@ -9,18 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from toy_towers import centred_cosine, embed, inputs_of, optimized_operators
 
-from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.errors import DataError, ExportError
-from clipq.export.onnx import export_tower
 from clipq.export.quantize import graph as graph_module
 from clipq.export.quantize.collect import CHUNK, collect
 from clipq.export.quantize.dynamic import quantize_dynamic
 from clipq.export.quantize.facts import METADATA_KEY
-from clipq.export.quantize.portable import assert_qdq_portable
 from clipq.export.quantize.static import quantize_static
 from clipq.files import sha256_file
 from clipq.recipe import CALIBRATION_METHODS
@@ -29,52 +26,17 @@ Array = np.ndarray
 FAMILIES = ("vit", "resnet", "siglip", "coca", "convnext")
 
 
-@pytest.fixture(scope="module")
-def towers(tiny_checkpoint: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Return a function from family and tower to its FP32 graph."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def make(family: str, tower: str) -> Path:
-        if (family, tower) not in made:
-            made[family, tower] = tmp_path_factory.mktemp("towers") / f"{family}.{tower}.onnx"
-            export_tower(load_checkpoint(tiny_checkpoint(family)), tower, made[family, tower])
-        return made[family, tower]
-
-    return make
-
-
-def _inputs(path: Path, n: int, seed: int = 0) -> Array:
-    shape = [dim.dim_value for dim in onnx.load(str(path)).graph.input[0].type.tensor_type.shape.dim][1:]
-    rng = np.random.default_rng(seed)
-    if len(shape) == 1:
-        tokens = rng.integers(1, 400, (n, *shape)).astype(np.int32)
-        tokens[np.arange(n), rng.integers(5, shape[0], n)] = 49407
-        return tokens
-    return rng.standard_normal((n, *shape)).astype(np.float32)
-
-
-def _embed(path: Path, inputs: Array) -> Array:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    output: Array = session.run(None, {session.get_inputs()[0].name: inputs})[0]
-    return output
-
-
-def _centred_cosine(a: Array, b: Array) -> float:
-    a, b = a - a.mean(axis=0), b - a.mean(axis=0)
-    return float(np.mean(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
-
-
 @pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_stays_close(towers: Callable[[str, str], Path], family: str, tower: str, tmp_path: Path) -> None:
     """Static and dynamic graphs of every family open, keep the embeddings and hold INT8 weights."""
     source = towers(family, tower)
-    inputs = _inputs(source, 8)
-    reference = _embed(source, inputs)
+    inputs = inputs_of(source, 8)
+    reference = embed(source, inputs)
     static = quantize_static(source, tmp_path / "static.onnx", [inputs], "mse")
     dynamic = quantize_dynamic(source, tmp_path / "dynamic.onnx")
     for name in ("static.onnx", "dynamic.onnx"):
-        error = np.abs(_embed(tmp_path / name, inputs) - reference).max()
+        error = np.abs(embed(tmp_path / name, inputs) - reference).max()
         assert error < 0.1 * np.abs(reference).max()
     for facts in (static, dynamic):
         assert facts["target_bytes"] < facts["source_bytes"]
@@ -87,9 +49,9 @@ def test_every_family_stays_close(towers: Callable[[str, str], Path], family: st
 def test_methods_on_a_vit(towers: Callable[[str, str], Path], method: str, tmp_path: Path) -> None:
     """Every method keeps a ViT's embeddings and says what it chose."""
     source, target = towers("vit", "image"), tmp_path / "graph.onnx"
-    inputs = _inputs(source, 20)
+    inputs = inputs_of(source, 20)
     facts = quantize_static(source, target, [inputs], method)  # type: ignore[arg-type]
-    assert _centred_cosine(_embed(source, inputs), _embed(target, inputs)) > 0.99
+    assert centred_cosine(embed(source, inputs), embed(target, inputs)) > 0.99
     assert facts["method"] == method
     assert facts["images"] == 20
     assert all(0 < value["clip"] <= value["largest"] for value in facts["ranges"].values())
@@ -97,7 +59,7 @@ def test_methods_on_a_vit(towers: Callable[[str, str], Path], method: str, tmp_p
 
 def test_what_is_quantized_in_a_vit(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Four linear layers per block are INT8; patch embedding, attention products and the projection are not."""
-    facts = quantize_static(towers("vit", "image"), tmp_path / "graph.onnx", [_inputs(towers("vit", "image"), 4)], "minmax")
+    facts = quantize_static(towers("vit", "image"), tmp_path / "graph.onnx", [inputs_of(towers("vit", "image"), 4)], "minmax")
     assert facts["counts"] == {
         "int8": {"MatMul": 8},
         "fp32": {
@@ -111,7 +73,7 @@ def test_what_is_quantized_in_a_vit(towers: Callable[[str, str], Path], tmp_path
 def test_shared_activation_has_one_scale(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Attention pooling reads one tensor with three layers: each has a Q/DQ of its own, all of one scale, and all are fused."""
     source, target = towers("resnet", "image"), tmp_path / "graph.onnx"
-    facts = quantize_static(source, target, [_inputs(source, 4)], "minmax")
+    facts = quantize_static(source, target, [inputs_of(source, 4)], "minmax")
     graph = onnx.load(str(target)).graph
     scales = {tensor.name: float(numpy_helper.to_array(tensor)) for tensor in graph.initializer if not tensor.dims}
     read = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
@@ -119,13 +81,13 @@ def test_shared_activation_has_one_scale(towers: Callable[[str, str], Path], tmp
     assert read == set(facts["ranges"])
     assert len(set(shared)) == 3
     assert len({scales[name] for name in shared}) == 1
-    assert _optimized_operators(target).count("MatMulIntegerToFloat") == facts["counts"]["int8"]["MatMul"] == 3
+    assert optimized_operators(target)["MatMulIntegerToFloat"] == facts["counts"]["int8"]["MatMul"] == 3
 
 
 def test_batch_size_changes_nothing(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Batches of 1, 7 and 40 images give the same file, byte for byte."""
     source = towers("vit", "image")
-    inputs = _inputs(source, 40)
+    inputs = inputs_of(source, 40)
     for size in (1, 7, 40):
         quantize_static(source, tmp_path / f"{size}.onnx", (inputs[i : i + size] for i in range(0, 40, size)), "percentile")
     assert len({sha256_file(path) for path in tmp_path.iterdir()}) == 1
@@ -175,38 +137,30 @@ def test_gemm_with_a_factor_stays(tmp_path: Path, alpha: float, trans_a: int, qu
     assert ("gemm" in facts["quantized"]) is quantized
     if not quantized:
         assert facts["fp32"]["gemm"] == "Gemm with a factor, a transposed input or a computed bias"
-    reference = _embed(tmp_path / "source.onnx", inputs)
-    assert np.abs(_embed(tmp_path / "target.onnx", inputs) - reference).max() < 0.05 * np.abs(reference).max()
+    reference = embed(tmp_path / "source.onnx", inputs)
+    assert np.abs(embed(tmp_path / "target.onnx", inputs) - reference).max() < 0.05 * np.abs(reference).max()
 
 
 def test_dynamic_is_fused(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """ONNX Runtime turns every dynamic layer into one DynamicQuantizeMatMul and every static one into MatMulIntegerToFloat."""
     source = towers("vit", "image")
     dynamic = quantize_dynamic(source, tmp_path / "dynamic.onnx")
-    static = quantize_static(source, tmp_path / "static.onnx", [_inputs(source, 4)], "minmax")
-    assert _optimized_operators(tmp_path / "dynamic.onnx").count("DynamicQuantizeMatMul") == len(dynamic["quantized"])
-    assert _optimized_operators(tmp_path / "static.onnx").count("MatMulIntegerToFloat") == len(static["quantized"])
+    static = quantize_static(source, tmp_path / "static.onnx", [inputs_of(source, 4)], "minmax")
+    assert optimized_operators(tmp_path / "dynamic.onnx")["DynamicQuantizeMatMul"] == len(dynamic["quantized"])
+    assert optimized_operators(tmp_path / "static.onnx")["MatMulIntegerToFloat"] == len(static["quantized"])
 
 
 def test_convolutions_are_fused(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Every INT8 convolution of a ResNet becomes one QLinearConv in ONNX Runtime."""
     source = towers("resnet", "image")
-    facts = quantize_static(source, tmp_path / "static.onnx", [_inputs(source, 4)], "minmax")
-    assert _optimized_operators(tmp_path / "static.onnx").count("QLinearConv") == facts["counts"]["int8"]["Conv"]
-
-
-def _optimized_operators(path: Path) -> list[str]:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    facts = quantize_static(source, tmp_path / "static.onnx", [inputs_of(source, 4)], "minmax")
+    assert optimized_operators(tmp_path / "static.onnx")["QLinearConv"] == facts["counts"]["int8"]["Conv"]
 
 
 def test_metadata_is_kept_and_extended(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """What the exporter wrote stays; the scheme, method and the source's hash are added."""
     source, target = towers("vit", "image"), tmp_path / "graph.onnx"
-    quantize_static(source, target, [_inputs(source, 4)], "entropy")
+    quantize_static(source, target, [inputs_of(source, 4)], "entropy")
     before, after = ({entry.key: entry.value for entry in onnx.load(str(path)).metadata_props} for path in (source, target))
     added = json.loads(after.pop(METADATA_KEY))
     assert after == before
@@ -217,13 +171,13 @@ def test_metadata_is_kept_and_extended(towers: Callable[[str, str], Path], tmp_p
 def test_large_models_use_a_data_file(towers: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit the weights stand in one file beside the graph, which gives the same embeddings."""
     source = towers("vit", "image")
-    inputs = _inputs(source, 4)
+    inputs = inputs_of(source, 4)
     quantize_static(source, tmp_path / "whole.onnx", [inputs], "minmax")
     monkeypatch.setattr(graph_module, "EXTERNAL_DATA_BYTES", 1000)
     facts = quantize_static(source, tmp_path / "split.onnx", [inputs], "minmax")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["split.onnx", "split.onnx.data", "whole.onnx"]
     assert facts["target_bytes"] == sum((tmp_path / name).stat().st_size for name in ("split.onnx", "split.onnx.data"))
-    np.testing.assert_array_equal(_embed(tmp_path / "whole.onnx", inputs), _embed(tmp_path / "split.onnx", inputs))
+    np.testing.assert_array_equal(embed(tmp_path / "whole.onnx", inputs), embed(tmp_path / "split.onnx", inputs))
 
 
 def test_memory_does_not_grow_with_images(towers: Callable[[str, str], Path]) -> None:
@@ -252,7 +206,7 @@ def test_no_images_is_an_error(towers: Callable[[str, str], Path], batches: list
 
 def test_nan_is_an_error(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
     """An image that makes NaN is named by tensor and position, and nothing is written."""
-    images = _inputs(towers("vit", "image"), 20)
+    images = inputs_of(towers("vit", "image"), 20)
     images[12] = np.nan
     with pytest.raises(ExportError, match=r"NaN or infinity in .*images 8 to 15"):
         quantize_static(towers("vit", "image"), tmp_path / "graph.onnx", [images], "minmax")
@@ -263,7 +217,7 @@ def test_a_failing_source_leaves_the_old_file(towers: Callable[[str, str], Path]
     """An error in the stream of images ends the run and the earlier graph stays."""
 
     def broken() -> Iterator[Array]:
-        yield _inputs(towers("vit", "image"), 4)
+        yield inputs_of(towers("vit", "image"), 4)
         raise RuntimeError("disk gone")
 
     target = tmp_path / "graph.onnx"
@@ -278,7 +232,7 @@ def test_zero_images_content_is_safe(towers: Callable[[str, str], Path], tmp_pat
     """Calibrated on a tensor that is zero everywhere, the graph still gives finite embeddings."""
     _write_product(tmp_path / "source.onnx", np.ones((2, 2), np.float32))
     quantize_static(tmp_path / "source.onnx", tmp_path / "target.onnx", [np.zeros((4, 2), np.float32)], "mse")
-    assert np.isfinite(_embed(tmp_path / "target.onnx", np.ones((1, 2), np.float32))).all()
+    assert np.isfinite(embed(tmp_path / "target.onnx", np.ones((1, 2), np.float32))).all()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a graph"])
@@ -296,46 +250,3 @@ def test_nan_weight_is_refused(tmp_path: Path) -> None:
     _write_product(tmp_path / "source.onnx", np.full((2, 2), np.nan, np.float32))
     with pytest.raises(ExportError, match="NaN or infinity in the weights of product"):
         quantize_dynamic(tmp_path / "source.onnx", tmp_path / "target.onnx")
-
-
-def _break_zero_point(model: onnx.ModelProto) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == "x2.zero_point":
-            tensor.CopyFrom(numpy_helper.from_array(np.array(3, np.int8), tensor.name))
-
-
-def _make_unsigned(model: onnx.ModelProto) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == "x2.zero_point":
-            tensor.CopyFrom(numpy_helper.from_array(np.array(0, np.uint8), tensor.name))
-
-
-def _feed_relu(model: onnx.ModelProto) -> None:
-    model.graph.node[-1].input[0] = "x2.dequantized"
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [(_break_zero_point, "zero point"), (_make_unsigned, "zero point"), (_feed_relu, "Relu.* reads a quantized value")],
-)
-def test_portability_gate(damage: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path) -> None:
-    """The gate passes what this room writes and refuses what TensorRT would."""
-    _write_product(tmp_path / "source.onnx", np.eye(2, dtype=np.float32))
-    target = tmp_path / "target.onnx"
-    quantize_static(tmp_path / "source.onnx", target, [np.ones((1, 2), np.float32)], "minmax")
-    assert_qdq_portable(target)
-    model = onnx.load(str(target))
-    damage(model)
-    onnx.save(model, str(target))
-    with pytest.raises(ExportError, match=message):
-        assert_qdq_portable(target)
-
-
-def test_portability_gate_refuses_other_forms(tmp_path: Path) -> None:
-    """FP32 and dynamic graphs are not the portable QDQ graph."""
-    _write_product(tmp_path / "source.onnx", np.eye(2, dtype=np.float32))
-    quantize_dynamic(tmp_path / "source.onnx", tmp_path / "dynamic.onnx")
-    with pytest.raises(ExportError, match="no QuantizeLinear"):
-        assert_qdq_portable(tmp_path / "source.onnx")
-    with pytest.raises(ExportError, match="is DynamicQuantizeLinear"):
-        assert_qdq_portable(tmp_path / "dynamic.onnx")

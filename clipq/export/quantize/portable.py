@@ -36,8 +36,8 @@ def assert_qdq_portable(path: Path, precision: str = "int8") -> None:
         precision: ``int8`` or ``fp8``.
 
     Raises:
-        ExportError: There is no Q/DQ, a zero point is not zero or of another type, a bias is INT32, a quantized value other than
-            a convolution's result feeds something other than MatMul, Gemm or Conv, an integer-only operator stands in the graph,
+        ExportError: There is no Q/DQ, a zero point is not zero or of another type, a bias is INT32, a quantized value that is no
+            result of MatMul, Gemm or Conv feeds something other than those, an integer-only operator stands in the graph,
             or ONNX Runtime refuses it. The message names the first three such nodes and says how to export again.
     """
     problems = list(_problems(load_graph(path), precision))
@@ -52,7 +52,7 @@ def _problems(model: ModelProto, precision: str) -> Iterator[str]:
     nodes = list(model.graph.node)
     grids = [node for node in nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
     producers = {name: node for node in nodes for name in node.output}
-    dequantized = {node.output[0] for node in grids if node.op_type == "DequantizeLinear" and not _is_of_convolution(node, producers)}
+    dequantized = {node.output[0] for node in grids if node.op_type == "DequantizeLinear" and not _is_of_product(node, producers)}
     if not grids:
         yield "no QuantizeLinear"
     for node in nodes:
@@ -64,10 +64,10 @@ def _problems(model: ModelProto, precision: str) -> Iterator[str]:
             yield f"{node.name} ({node.op_type}) reads a quantized value"
 
 
-def _is_of_convolution(dequantize: NodeProto, producers: dict[str, NodeProto]) -> bool:
+def _is_of_product(dequantize: NodeProto, producers: dict[str, NodeProto]) -> bool:
     quantize = producers.get(dequantize.input[0])
     producer = producers.get(quantize.input[0]) if quantize is not None else None
-    return producer is not None and producer.op_type == "Conv"
+    return producer is not None and producer.op_type in WEIGHTED
 
 
 def _wrong_zero_point(node: NodeProto, fixed: dict[str, TensorProto], expected: int) -> str:
