@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Engine(ABC):
         provider: What really computes, asserted by ``_open``, e.g. ``CPUExecutionProvider``.
         shares_cores: Other threads of this process need the cores too; set before ``_open``, which then forbids busy-waiting.
         uses_graphs: Replay batches of one size as a CUDA graph, where a plan runs; set before ``_open``.
+        batches: Smallest and largest batch that every tower takes; ``_open`` narrows it where plans were built for a range.
     """
 
     def __init__(self, engine_id: str, towers: Mapping[Tower, TowerSpec]) -> None:
@@ -54,6 +56,7 @@ class Engine(ABC):
         self.provider = ""
         self.shares_cores = False
         self.uses_graphs = False
+        self.batches = (1, sys.maxsize)
 
     def __enter__(self) -> Self:
         self._open()

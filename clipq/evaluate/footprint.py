@@ -20,14 +20,15 @@ def measure(folder: Path, engine_id: str, threads: int, *, trust_plans: bool = F
     """Return ``load_s``, ``peak_rss_bytes`` and what they include.
 
     ``load_s`` runs from the opened manifest to an engine that can compute: hashes, import of the runtime, sessions.
-    The peak is the process's highest resident memory after one batch of 32, Python and libraries included.
+    The peak is the process's highest resident memory after one batch of 32 (or the nearest it takes), Python and libraries included.
     """
     bundle = Bundle.open(folder, trust_plans=trust_plans)
     start = time.perf_counter()
     with open_engine(bundle, engine_id, threads) as engine:
         load_s = time.perf_counter() - start
-        engine.run("image", np.zeros((BATCH_SIZE, *engine.towers["image"].input_shape), np.float32))
-    return {"load_s": load_s, "peak_rss_bytes": peak_memory_bytes(), "batch": BATCH_SIZE, "includes": "interpreter and libraries"}
+        size = min(max(BATCH_SIZE, engine.batches[0]), engine.batches[1])
+        engine.run("image", np.zeros((size, *engine.towers["image"].input_shape), np.float32))
+    return {"load_s": load_s, "peak_rss_bytes": peak_memory_bytes(), "batch": size, "includes": "interpreter and libraries"}
 
 
 def peak_memory_bytes() -> int:

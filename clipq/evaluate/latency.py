@@ -21,7 +21,7 @@ from clipq.errors import EngineError, UsageError
 from clipq.evaluate.provenance import describe_engine, describe_run, engine_bytes
 from clipq.evaluate.selection import usable_engines
 from clipq.machine import usable_cores
-from clipq.progress import bar
+from clipq.progress import bar, note
 
 BATCH_SIZES = (1, 32)
 WARM_UP = 3
@@ -90,9 +90,9 @@ def bench(  # noqa: PLR0913 - each is one choice of the caller
 ) -> dict[str, Any]:
     """Measure every engine's image tower and return ``{engine: {scenario: {...}}}``.
 
-    The engines take turns, so that a drift of the machine meets all of them alike. Scenarios are
-    ``image-b<n>`` for every batch size, ``image-b<n>-device`` where the engine's device keeps time, and ``artefact`` (size, load time,
-    memory); times in seconds, sizes in bytes, raw samples kept.
+    The engines take turns, so that a drift of the machine meets all of them alike. Scenarios are ``image-b<n>`` for every batch size
+    that the engine takes, ``image-b<n>-device`` where the engine's device keeps time, and ``artefact`` (size, load time, memory); times
+    in seconds, sizes in bytes, raw samples kept.
 
     Args:
         bundle: Where the engines are.
@@ -110,13 +110,21 @@ def bench(  # noqa: PLR0913 - each is one choice of the caller
         for batch_size in batch_sizes:
             shape = next(iter(engines.values())).towers["image"].input_shape
             pixels = np.random.default_rng(seed).standard_normal((batch_size, *shape), dtype=np.float32)
-            for engine_id, scenarios in measure_batch(engines, pixels, seconds).items():
+            for engine_id, scenarios in measure_batch(_taking(engines, batch_size), pixels, seconds).items():
                 how = {"threads": threads, **({"cuda_graph": uses_graphs} if bundle.engine(engine_id).runtime in PLANNED else {})}
                 results[engine_id].update({name: {**values, **how} for name, values in scenarios.items()})
             advance(1)
     for engine_id in engine_ids:
         results[engine_id]["artefact"] = {"size_bytes": engine_bytes(bundle, engine_id), **footprint(bundle, engine_id, threads)}
     return results
+
+
+def _taking(engines: Mapping[str, Engine], batch_size: int) -> dict[str, Engine]:
+    """Return the engines that take a batch size; a line tells which do not."""
+    for engine_id, engine in engines.items():
+        if not engine.batches[0] <= batch_size <= engine.batches[1]:
+            note(f"{engine_id} takes batches of {engine.batches[0]} to {engine.batches[1]}: not measured at {batch_size}")
+    return {name: engine for name, engine in engines.items() if engine.batches[0] <= batch_size <= engine.batches[1]}
 
 
 def measure_batch(engines: Mapping[str, Engine], pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, dict[str, Any]]:

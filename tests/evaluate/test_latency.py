@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from toy_bundle import make_toy_bundle
 
+from clipq.engines.table import open_engine
 from clipq.errors import EngineError, UsageError
+from clipq.evaluate import latency
 from clipq.evaluate.latency import CALLS_PER_TURN, WARM_UP, bench, bench_bundle, footprint, interleaved, measure_batch, summarise
 
 
@@ -69,6 +71,24 @@ def test_percentiles_need_samples_above_them(n: int, *, p90: bool, p99: bool) ->
     assert made["p50_s"] == pytest.approx(0.01 * (n + 1) / 2)
     assert made["images_per_s"] == pytest.approx(2 * n / (0.01 * n * (n + 1) / 2))
     assert len(made["samples_s"]) == made["n"] == n
+
+
+def test_batch_that_an_engine_does_not_take_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan built for batches up to 1 has no scenario at 2, and a line says so; the others are measured there."""
+    bundle = make_toy_bundle(tmp_path)
+
+    def narrow(bundle: Any, engine_id: str, threads: int, **more: Any) -> Any:
+        engine = open_engine(bundle, engine_id, threads, **more)
+        engine.batches = (1, 1) if engine_id == "ort-int8-static" else engine.batches
+        return engine
+
+    monkeypatch.setattr(latency, "open_engine", narrow)
+    made = bench(bundle, ["ort-fp32", "ort-int8-static"], threads=1, seconds=0.001, batch_sizes=(1, 2))
+    assert set(made["ort-fp32"]) == {"image-b1", "image-b2", "artefact"}
+    assert set(made["ort-int8-static"]) == {"image-b1", "artefact"}
+    assert "ort-int8-static takes batches of 1 to 1: not measured at 2" in capsys.readouterr().err
 
 
 def test_bench_measures_every_engine(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class TensorrtEngine(Engine):
                 plan.check_signature(INPUT_NAMES[tower], OUTPUT_NAME, self.towers[tower])
                 plan.uses_graphs = self.uses_graphs
                 self.largest[tower] = plan.batch[2]
+                self.batches = max(self.batches[0], plan.batch[0]), min(self.batches[1], plan.batch[2])
         except BaseException:
             self._close()
             raise
