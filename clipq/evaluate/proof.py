@@ -20,6 +20,11 @@ from clipq.progress import bar, note
 
 QUANTIZED = ("int8", "fp8")
 _FELL_BACK, _WHOLE = 0.5, 0.95  # of the multiply-adds that the graph quantizes: below, it fell back; from here on, it is whole
+_WAYS_TO_TELL = {
+    "onnxruntime": "Use the trt-* engine of this precision, whose layers can be inspected.",
+    "tensorrt": "Build its plans with TensorRT 10 or later, which lists the kernels that 8.6 hides in one.",
+    "tensorrt-rtx": "Use the trt-* engine of this precision.",
+}
 _SHOWN = 3  # layers named in a message
 
 
@@ -145,7 +150,7 @@ def find_fallback(engine_id: str, entry: EngineEntry, layers: Mapping[str, Any])
             f"{engine_id} is not shown to run in {name}: {layers['source']} does not tell the precision of its layers",
             found=f"{_percent(ran)} of the multiply-adds in {name}, {_percent(unknown)} unknown",
             expected=expected,
-            fix=f"Use trt-{entry.precision}, built with detailed verbosity, whose layers can be inspected; or add --allow-fallback.",
+            fix=f"{_WAYS_TO_TELL.get(entry.runtime, '')} Or add --allow-fallback to evaluate it as it is.",
         )
     others = [layer for tower in layers["towers"] for layer in layers["each"][tower] if layer["precision"] != entry.precision]
     largest = sorted(others, key=lambda layer: -layer["share"])[:_SHOWN]
@@ -171,14 +176,15 @@ def _elsewhere(engine_id: str, provider: str, proofs: Mapping[Tower, TowerProof]
 
 
 def _shortfall(engine_id: str, entry: EngineEntry, layers: Mapping[str, Any]) -> str:
-    """Return a remark on an engine that runs most, not all, of what its graph quantizes; nothing where there is none to make."""
-    if entry.precision not in QUANTIZED or not entry.quantized or not layers["asked"]:
+    """Return a remark on an engine that runs less in its precision than its graph asks for (TF32 is not FP32); else nothing."""
+    if not layers["asked"]:
         return ""
     ran, wanted = _share(layers, entry.precision), _wanted(layers, entry.precision)
     if ran >= _WHOLE * wanted:
         return ""
-    name = entry.precision.upper()
-    return f"{engine_id}: {_percent(ran)} of the multiply-adds run in {name}, where its graph asks for {_percent(wanted)}"
+    others = [f"{_percent(share)} {name.upper()}" for name, share in layers["multiply_adds"].items() if name != entry.precision]
+    name, rest = entry.precision.upper(), f" ({', '.join(others)})" if others else ""
+    return f"{engine_id}: {_percent(ran)} of the multiply-adds run in {name}{rest}, where its graph asks for {_percent(wanted)}"
 
 
 def _share(layers: Mapping[str, Any], precision: str) -> float:

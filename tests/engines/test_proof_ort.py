@@ -69,6 +69,14 @@ def test_quantized_product_with_a_bias_silently_runs_in_fp32(tmp_path):
     assert sum(layer.kind == "reformat" for layer in proof.layers) == 3
 
 
+def test_products_that_share_one_quantized_input_silently_run_in_fp32(tmp_path):
+    """One DequantizeLinear that several products read: ONNX Runtime fuses none of them."""
+    products = [helper.make_node("MatMul", ["d", "dw"], [f"m{i}"], name=f"/{i}/MatMul") for i in range(3)]
+    nodes = [*QDQ, *products, helper.make_node("Sum", ["m0", "m1", "m2"], ["y"])]
+    proof = profiled(tmp_path, nodes, CONSTANTS, (5, 48), {})
+    assert [layer[1] for layer in computing(proof)] == ["fp32"] * 3
+
+
 def test_dynamic_quantization_is_int8(tmp_path):
     """DynamicQuantizeLinear, MatMulInteger and the scaling become one kernel with float inputs that computes in INT8."""
     nodes = [

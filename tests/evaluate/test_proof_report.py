@@ -26,6 +26,7 @@ from clipq.evaluate.proof import find_fallback, prove, summarise
 from clipq.evaluate.report.html import render_html
 from clipq.evaluate.report.markdown import render_markdown
 from clipq.evaluate.report.ran import ran_table
+from clipq.evaluate.report.write import write_report
 from clipq.export.work import asked_of, work_of
 
 STATIC = "ort-int8-static"
@@ -175,14 +176,16 @@ def test_what_is_not_told_is_not_shown():
     assert layers["multiply_adds"] == {"fp16": 0.04, "unknown": 0.96}
     text = str(find_fallback("ort-trt-int8", INT8, layers))
     assert "ort-trt-int8 is not shown to run in INT8" in text
-    assert "Use trt-int8" in text
+    assert "Use the trt-* engine of this precision" in text
 
 
 def test_nothing_known_of_the_work_is_not_shown_either():
     """Layers without multiply-adds have no shares."""
     layers = summary(ran("a", "int8", 0), ran("b", "unknown", 0))
     assert layers["multiply_adds"] == {}
-    assert "not shown" in str(find_fallback("trt-int8", INT8, layers))
+    text = str(find_fallback("trt-int8", replace(INT8, runtime="tensorrt"), layers))
+    assert "not shown" in text
+    assert "TensorRT 10" in text
 
 
 def test_engines_that_are_not_quantized_are_not_held_to_a_share():
@@ -227,9 +230,18 @@ def test_a_shortfall_is_noted(sound, monkeypatch, capsys):
     told = Told(ran("a", "int8", 288), ran("b", "fp32", 96), provider=CPU)
     monkeypatch.setattr("clipq.evaluate.proof.open_engine", lambda *_arguments: told)
     layers = prove(sound, [STATIC])[STATIC]
-    assert layers["note"] == "ort-int8-static: 75 % of the multiply-adds run in INT8, where its graph asks for 100 %"
+    assert layers["note"] == "ort-int8-static: 75 % of the multiply-adds run in INT8 (25 % FP32), where its graph asks for 100 %"
     assert "fallback" not in layers
     assert layers["note"] in capsys.readouterr().err
+
+
+def test_tf32_is_not_fp32(sound, monkeypatch):
+    """An FP32 engine that computes in TF32 is evaluated, with a remark."""
+    told = Told(ran("a", "tf32", 384), provider=CPU)
+    monkeypatch.setattr("clipq.evaluate.proof.open_engine", lambda *_arguments: told)
+    monkeypatch.setattr("clipq.evaluate.proof.read_asked", lambda *_arguments: {"image": {"fp32": 384}})
+    note = prove(sound, ["ort-fp32"])["ort-fp32"]["note"]
+    assert note == "ort-fp32: 0 % of the multiply-adds run in FP32 (100 % TF32), where its graph asks for 100 %"
 
 
 def test_table_in_plain_words():
@@ -254,6 +266,17 @@ def test_reports_of_the_older_form_are_still_shown():
     assert ran_table(report) is None
     assert "What really ran" not in render_markdown(report)
     assert "What really ran" not in render_html(report, samples)
+
+
+def test_reports_of_the_older_form_are_still_compared(tmp_path, capsys):
+    """``clipq compare`` reads them, and judges them."""
+    report, samples = copy.deepcopy(make_example())
+    report["gates"], report["verdict"] = [], {}
+    for entry in report["engines"].values():
+        entry["layers"] = {"int8": 24, "fp32": 61}
+    write_report(report, samples, tmp_path)
+    assert main(["compare", str(tmp_path), "--fail-on", "acc1.delta<-1"]) == 0
+    assert "compared with torch-fp32" in capsys.readouterr().out
 
 
 def test_domination_stands_where_peers_look_first():
