@@ -58,6 +58,8 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False, choose_
     _require_builders(recipe)
     source = open_source(recipe.calib) if recipe.calib else None
     check_asked(recipe, source)
+    if choose_kept is None and (recipe.sensitivity or recipe.max_drop):
+        raise UsageError("the recipe asks for a search that was not handed in", fix="Pass clipq.sensitivity.search.choose_kept.")
     checkpoint = load_checkpoint(recipe.model)
     with locked(folder):
         _refuse_folder(folder, recipe, resume=resume)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipq.export.keep import NEEDS, Bound, KeepRequest
+from clipq.export.keep import NEEDS, SENSITIVITY, Bound, KeepRequest
 from clipq.sensitivity.damage import OOD_METRIC, OOD_SCORE, interval, levels
 from clipq.sensitivity.found import Found
 from clipq.sensitivity.lab import Block, Lab, Step
 
 SCHEMA = "clipq.sensitivity/1"
+_SHOWN = 24  # a ViT-L has 96
 _HELD = (
     "Bounds are held by the point estimates on these calibration images, which also set the ranges; that proves nothing about other "
     "images: judge the engine with clipq eval."
@@ -83,9 +84,10 @@ def _rows(facts: Mapping[str, Any]) -> Sequence[str]:
             *(_number(name, entry["damage"][name]) for name in metrics),
             "yes" if entry["kept"] else "",
         ]
-        for entry in facts["blocks"]
+        for entry in facts["blocks"][:_SHOWN]
     ]
-    return [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+    more = [f"{len(facts['blocks']) - _SHOWN} more stand in {SENSITIVITY}."] if len(facts["blocks"]) > _SHOWN else []
+    return [*(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]), *more]
 
 
 def _title(metric: str) -> str:

@@ -105,3 +105,9 @@ def test_an_export_tells_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-drop acc1 has no usable value"):
         export_bundle(replace(RECIPE, model=f"local-dir:{tmp_path / 'model'}", max_drop=("acc1=1.5",)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bound_without_a_search_is_refused(tmp_path: Path) -> None:
+    """A caller who forgets to hand in the search gets an error, not an engine that ignores the bound."""
+    with pytest.raises(UsageError, match="a search that was not handed in"):
+        export_bundle(replace(RECIPE, max_drop=("acc1=0.01",)), tmp_path / "out")
