@@ -18,6 +18,7 @@ from typing import Any
 
 from clipq.evaluate.domination import dominated_by, domination
 from clipq.evaluate.gates import Gate, Reading, judge_reading, parse_gate, readings
+from clipq.evaluate.report.ran import proof_of
 
 DEFAULT_RULES = ("acc1.delta_pp<-1.0", "ece15.delta>0.01", "mcm.auroc.delta<-0.01")
 
@@ -64,6 +65,9 @@ def _verdict(report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str
     why = fails + unproven + _passes(gates)
     if not gates:
         why.append("no gate concerns anything that was measured")
+    layers = proof_of(report["engines"][engine]) or {}
+    if layers.get("fallback"):
+        why.append(layers["note"])
     stronger = dominated_by(report, engine, failed)
     if stronger is not None:
         why.append(domination(report, engine, stronger))

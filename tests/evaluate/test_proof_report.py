@@ -96,6 +96,7 @@ def test_allowed_fallback_is_marked(fallen, tmp_path, capsys):
     report = json.loads((tmp_path / "report.json").read_text())
     layers = report["engines"][STATIC]["layers"]
     assert layers["fallback"] is True
+    assert layers["note"] in report["verdict"][STATIC]["why"]
     assert (layers["multiply_adds"], layers["asked"]) == ({"fp32": 1.0}, {"int8": 1.0})
     validate(report, json.loads((files("clipq.evaluate.report") / "report.schema.json").read_text()))
     for name in ("report.html", "report.md"):
