@@ -1,4 +1,4 @@
-"""The toy bundle with an engine of plans that the TensorRT-RTX builder really built, in a second and without a GPU."""
+"""The toy bundle with an engine of plans that a real builder built: TensorRT-RTX's in a second and without a GPU."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from clipq.errors import MissingRuntimeError
 from clipq.files import write_json
 
 ENGINE = "trtrtx-fp32"
+ENGINES = {"tensorrt-rtx": ENGINE, "tensorrt": "trt-fp32"}
 ADA = DeviceFacts("NVIDIA L4", "8.9", "580.82.07", "13.0", 24 << 30)
 GRAPHS = {tower: f"towers/{tower}.fp32.onnx" for tower in ("image", "text")}
 
@@ -25,18 +26,19 @@ def planned(runtime: str = "tensorrt-rtx", **more: Any) -> EngineEntry:
     return EngineEntry(runtime, "cuda", "fp32", graphs=GRAPHS, **more)
 
 
-def make_planned_bundle(folder: Path) -> Bundle:
-    """Write the toy bundle with ``ENGINE``; skips the test where the TensorRT-RTX builder is not installed."""
+def make_planned_bundle(folder: Path, runtime: str = "tensorrt-rtx") -> Bundle:
+    """Write the toy bundle with the engine of a runtime, for batches of 2 to 8; skips the test where its builder is not installed."""
     try:
-        load_api("tensorrt-rtx")
+        load_api(runtime)
     except MissingRuntimeError as error:
         pytest.skip(str(error))
     bundle = make_toy_bundle(folder)
-    home = folder / "engines" / ENGINE
+    engine_id = ENGINES[runtime]
+    home = folder / "engines" / engine_id
     home.mkdir(parents=True)
     plans = {
         tower: build_plan(
-            "tensorrt-rtx",
+            runtime,
             folder / graph,
             home / f"{tower}.plan",
             "fp32",
@@ -44,6 +46,6 @@ def make_planned_bundle(folder: Path) -> Bundle:
         )
         for tower, graph in GRAPHS.items()
     }
-    write_json(home / "engine.json", {"engine": ENGINE, "plans": plans, "work": {}})
-    towers = {tower: f"engines/{ENGINE}/{tower}.plan" for tower in GRAPHS}
-    return rewrite_manifest(folder, {**bundle.manifest.engines, ENGINE: planned(towers=towers)})
+    write_json(home / "engine.json", {"engine": engine_id, "plans": plans, "work": {}})
+    towers = {tower: f"engines/{engine_id}/{tower}.plan" for tower in GRAPHS}
+    return rewrite_manifest(folder, {**bundle.manifest.engines, engine_id: planned(runtime, towers=towers)})
