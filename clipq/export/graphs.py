@@ -18,6 +18,7 @@ from clipq.export.quantize.observe import Observed, observe
 from clipq.export.quantize.static import write_int8
 from clipq.export.stages import Facts, Stages
 from clipq.export.typed.half import to_half
+from clipq.export.typed.rounded import measure_rounded
 from clipq.recipe import Recipe
 
 # Kind of graph -> the kind it is made from.
@@ -81,9 +82,12 @@ class GraphMaker:
 
         def run() -> Facts:
             facts = self._write(tower, kind, self.folder / source, self.folder / name)
-            if kind in _NOT_ON_CPU:
-                return facts
-            return {**facts, "parity": measure(self.folder / name, self.golden.inputs(tower), self.golden.outputs(tower))}
+            golden = self.golden.inputs(tower), self.golden.outputs(tower)
+            if kind.endswith(("fp16", "bf16")):
+                facts["parity_rounded"] = measure_rounded(self.folder / name, *golden)
+            if kind not in _NOT_ON_CPU:
+                facts["parity"] = measure(self.folder / name, *golden)
+            return facts
 
         return {**known, name: self.stages.run(name, [name], self.stages.files[source].sha256, run)}
 

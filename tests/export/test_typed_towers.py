@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from typed_emulation import emulate
 
 from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.export.onnx import export_tower
@@ -19,6 +18,7 @@ from clipq.export.quantize.fp8 import write_fp8
 from clipq.export.quantize.observe import observe
 from clipq.export.quantize.static import quantize_static
 from clipq.export.typed.half import to_half
+from clipq.export.typed.rounded import rounded_outputs
 
 Array = np.ndarray
 Make = Callable[[str, str, str], Path]
@@ -103,7 +103,7 @@ def test_close_to_fp32(graphs: Make, family: str, tower: str, dtype: str) -> Non
     """With every result rounded to half, embeddings stay near those of FP32, and so they do as ONNX Runtime computes them."""
     source, typed = graphs(family, tower, "fp32"), graphs(family, tower, dtype)
     inputs = _inputs(source, 8)
-    _assert_close(emulate(typed, inputs), _embed(source, inputs), dtype, family)
+    _assert_close(rounded_outputs(typed, inputs), _embed(source, inputs), dtype, family)
     if dtype == "fp16":  # ONNX Runtime's CPU provider has no BF16 products
         _assert_close(_embed(typed, inputs), _embed(source, inputs), dtype, family)
 
@@ -115,7 +115,7 @@ def test_half_adds_little_to_the_error_of_quantization(graphs: Make, family: str
     inputs = _inputs(source, 32)
     reference = _embed(source, inputs)
     before = np.sqrt(np.mean((_embed(graphs(family, "image", kind.rpartition("-")[0]), inputs) - reference) ** 2))
-    after = np.sqrt(np.mean((emulate(graphs(family, "image", kind), inputs) - reference) ** 2))
+    after = np.sqrt(np.mean((rounded_outputs(graphs(family, "image", kind), inputs) - reference) ** 2))
     assert after < 1.3 * before
 
 

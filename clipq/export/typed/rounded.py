@@ -1,0 +1,93 @@
+"""What a typed graph computes where every result is really rounded to its type: ONNX Runtime's CPU provider does not.
+
+That provider has no half kernels for most operators: it computes in FP32 and rounds seldom, so an FP16 graph whose activations
+overflow on a GPU looks perfect there. Here each half node computes in FP32 and each of its results is rounded to half, to nearest
+even and beyond the range to infinity: what tensor cores do, but for the order of their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from clipq.engines.base import Float32
+from clipq.errors import ExportError
+from clipq.export.parity import BATCH_SIZES, compare_outputs
+from clipq.export.quantize.graph import load_graph, save_graph, scratch_folder
+from clipq.export.typed.tensors import element_types
+from clipq.machine import usable_cores
+
+_HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+def measure_rounded(path: Path, inputs: npt.NDArray[Any], expected: Float32) -> dict[str, float]:
+    """Return the figures of ``parity.measure`` for a typed graph with every result rounded.
+
+    Args:
+        path: A typed graph, with one input.
+        inputs: ``(n, ...)``; as many are used as ``measure`` uses.
+        expected: PyTorch's float32 outputs ``(n, d)``.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run it, or it gives NaN or infinity: its activations overflow.
+    """
+    rows = sum(BATCH_SIZES)
+    found = rounded_outputs(path, inputs[:rows])
+    if not np.isfinite(found).all():
+        raise ExportError(
+            f"{path.name} gives NaN or infinity where results are rounded", fix="Leave FP16 out for this model; BF16 has the range of FP32."
+        )
+    return compare_outputs(found, expected[: len(found)])
+
+
+def rounded_outputs(path: Path, inputs: npt.NDArray[Any]) -> Float32:
+    """Return the output ``(n, d)`` of a typed graph with every result rounded to the type that the graph gives it.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run it.
+    """
+    model = load_graph(path)
+    _round_results(model, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # or the rounding is optimized away
+    options.log_severity_level = 3
+    with scratch_folder(path) as folder:
+        save_graph(model, folder / "rounded.onnx")
+        try:
+            session = onnxruntime.InferenceSession(str(folder / "rounded.onnx"), options, providers=["CPUExecutionProvider"])
+            output: Float32 = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+        except Exception as error:  # ONNX Runtime's errors have no base of their own
+            first = str(error).strip().splitlines()[:1]
+            raise ExportError(f"ONNX Runtime cannot run {path.name} with rounded results", found=" ".join(first)) from error
+    return output
+
+
+def _round_results(model: ModelProto, path: Path) -> None:
+    """Make a typed graph an FP32 one with a Cast to half and back behind each half result."""
+    halves = {name: kind for name, kind in element_types(model, path).items() if kind in _HALVES}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _HALVES:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    nodes = [made for node in model.graph.node for made in _rounded(node, halves)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _rounded(node: NodeProto, halves: Mapping[str, int]) -> Iterator[NodeProto]:
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _HALVES:
+            attribute.i = TensorProto.FLOAT
+    results = [(index, name) for index, name in enumerate(node.output) if name in halves]
+    for index, name in results:
+        node.output[index] = f"{name}.exact"
+    yield node
+    for _, name in results:
+        yield helper.make_node("Cast", [f"{name}.exact"], [f"{name}.narrow"], name=f"{name}.round", to=halves[name])
+        yield helper.make_node("Cast", [f"{name}.narrow"], [name], name=f"{name}.widen", to=TensorProto.FLOAT)
