@@ -253,7 +253,7 @@ def test_table_in_plain_words():
     assert table is not None
     assert [engine for engine, _ in table.rows] == [engine for engine in report["engines"] if not engine.startswith("torch")]
     cells = dict(table.rows)["ort-int8-static"]
-    assert [cell.value for cell in cells] == ["94.0 % INT8", "94.0 % INT8", "94.0 % INT8, 6.0 % FP32", "not fused", "34", "CPU 120"]
+    assert [cell.value for cell in cells] == ["94.0 % INT8", "94.0 % INT8", "94.0 % INT8, 6.0 % FP32", "not fused", "34", "120 on CPU"]
     assert "## What really ran" in render_markdown(report)
     assert '<h2 id="ran">What really ran</h2>' in render_html(report, samples)
 

@@ -14,7 +14,7 @@ _COLUMNS: Mapping[str, str] = {
     "All that ran": "Every precision with its share.",
     "Attention": "Fused: the products of attention and the softmax between them run as one kernel and never write the scores to memory.",
     "Reformats": "Kernels that compute nothing: casts, copies, changes of layout or scale. Many of them can eat what INT8 saves.",
-    "Where": "Kernels by device or provider; small ones that only compute shapes may run on the CPU.",
+    "Where": "Kernels by device or provider, of both towers; small ones that only compute shapes may run on the CPU.",
 }
 
 
@@ -32,7 +32,7 @@ def ran_table(report: Mapping[str, Any]) -> Table | None:
     towers = " and ".join(
         dict.fromkeys(tower for entry in report["engines"].values() for tower in (proof_of(entry) or {}).get("towers", ()))
     )
-    note = f"Figures are of the {towers} tower, kernels by place of both. PyTorch runs as it is: FP32, TF32 and autocast off."
+    note = f"Figures are of the {towers} tower. PyTorch runs as it is: FP32, TF32 and autocast off."
     return Table("What really ran", list(_COLUMNS), rows, list(_COLUMNS.values()), note)
 
 
@@ -61,7 +61,7 @@ def _cells(precision: str, layers: Mapping[str, Any]) -> list[Cell]:
         Cell(_shares(layers["multiply_adds"]) or "unknown"),
         Cell(layers["attention"]),
         Cell(str(layers["reformats"])),
-        Cell(", ".join(f"{_short(provider)} {count}" for provider, count in layers["providers"].items())),
+        Cell(", ".join(f"{count} on {_short(provider)}" for provider, count in layers["providers"].items())),
     ]
 
 

@@ -13,7 +13,7 @@ from clipq.evaluate.metrics.calibration import bin_index
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
-from clipq.evaluate.report.ran import in_words
+from clipq.evaluate.report.ran import in_words, proof_of
 
 OUTCOMES = {
     "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
@@ -33,7 +33,7 @@ class Card:
         word: The outcome in words, ``sentence`` explains it.
         sentence: See ``word``.
         figures: (label, value, remark).
-        reasons: What decided.
+        reasons: What decided, and a fallback that was allowed.
         more: The rest of why.
         domination: Which engine is the better choice here and why; empty where none is.
     """
@@ -57,6 +57,8 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
         word, sentence = OUTCOMES[outcome]
         decisive = {"ship": "", "not shown": "unproven", "do not ship": "fail"}[outcome]
         reasons = [gate["why"] for gate in report["gates"] if gate["engine"] == engine and gate["outcome"] == decisive][:_SHOWN_REASONS]
+        layers = proof_of(report["engines"][engine]) or {}
+        reasons = [layers["note"], *reasons] if layers.get("fallback") else reasons
         domination = next((why for why in verdict["why"] if why.startswith("dominated by ")), "")
         more = [reason for reason in verdict["why"] if reason not in {*reasons, domination}]
         made.append(Card(engine, outcome, word, sentence, _figures(report, engine), reasons, more, domination))
