@@ -9,6 +9,7 @@ where ``graph`` is the portable graph of that tower and engine (the one a plan i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -112,6 +113,14 @@ class _Shaped:
 
 
 def _read(path: Path) -> _Shaped:
+    """Read a graph, once for all engines that share it."""
+    state = path.stat() if path.exists() else None
+    return _read_once(path, (state.st_mtime_ns, state.st_size, state.st_ino) if state else None)
+
+
+@functools.lru_cache(maxsize=16)  # without weights a graph is small
+def _read_once(path: Path, state: tuple[int, int, int] | None) -> _Shaped:
+    del state  # a file that changed is another one
     try:
         model = onnx.load(str(path), load_external_data=False)
         _one_sample(model)

@@ -125,3 +125,11 @@ def test_unreadable_graph(tmp_path):
     (tmp_path / "g.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="cannot read the graph"):
         work_of(tmp_path / "g.onnx")
+
+
+def test_a_graph_that_changed_is_read_again(tmp_path):
+    """Engines share what was read of one file; a file written anew is another one."""
+    path = tmp_path / "g.onnx"
+    before = work_of(convolution(path))
+    assert work_of(path) == before
+    assert work_of(convolution(path, strides=[2, 2])) != before
