@@ -34,7 +34,9 @@ def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> lis
     try:
         _require(bundle, baseline)
     except MissingRuntimeError as error:
-        raise MissingRuntimeError(f"the baseline {baseline} cannot run: {error}", fix="Or use --baseline ort-fp32.") from error
+        raise MissingRuntimeError(
+            f"the baseline {baseline} cannot run: {str(error).rstrip('.')}", fix="Or use --baseline ort-fp32."
+        ) from error
     return list(dict.fromkeys([baseline, *usable_engines(bundle, asked)]))
 
 

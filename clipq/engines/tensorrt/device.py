@@ -46,9 +46,7 @@ def require_device() -> DeviceFacts:
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError as error:
-        raise MissingRuntimeError(
-            "no NVIDIA driver", found=error, expected=_LIBRARY, fix="Install the driver; start a container with --gpus all."
-        ) from error
+        raise MissingRuntimeError("no NVIDIA driver", found=error, fix="Install the driver; start a container with --gpus all.") from error
     _call(driver, "cuInit", ctypes.c_uint(0))
     count = ctypes.c_int(0)
     _call(driver, "cuDeviceGetCount", ctypes.byref(count))
