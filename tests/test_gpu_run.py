@@ -233,12 +233,13 @@ def _outcomes(ratio: float, ours: float, suite: float) -> dict[str, Any]:
     layers = {"trt-int8": _layers("int8", 0.6, "not fused", 48), "trt-fp16": _layers("fp16", 1.0, "fused", 2)}
     near = {"value": ours, "ci95": [ours - 0.001, ours + 0.001]}
     rates = {"suite_images_per_s": suite, "engine_images_per_s": 1000.0}
+    loop = {"ours_p50_s": 0.002, "bare_p50_s": 0.0019, "ours_over_bare": near, "trtexec": {"missing": "trtexec is not on the PATH"}}
     plan = {"size_bytes": 2_500_000, "build_seconds": 12.5, "layers": 300}
     return {
         f"build {MODEL}": _done({"plans": {"trt-fp16": {"image": plan}}, "failed": {"trt-int8": "node X was refused"}}),
         f"latency {MODEL}": _done({"bench": bench, "int8_over_fp16": {"image-b32-device": value}, "failed": {}}),
         f"layers {MODEL}": _done({"layers": layers, "failed": {}}),
-        f"bare loop {MODEL}": _done({"loops": {"trt-fp16": {"1": {"ours_over_bare": near}}}, "failed": {}}),
+        f"bare loop {MODEL}": _done({"loops": {"trt-fp16": {"1": loop}}, "failed": {}}),
         f"throughput {MODEL}": _done({"decoding_images_per_s": 800.0, "engines": {"trt-fp16": rates}, "failed": {}}),
         f"latency {LARGE}": {"status": "left out", "seconds": 0.0, "estimate_s": 90, "why": "about 90 s, 12 s were left"},
     }
@@ -282,6 +283,7 @@ def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
     assert "Recorded 2026-01-02 on Card, compute capability 8.9, driver 1.2" in text
     assert "| trt-fp16 | 32 | 2.000 [1.800, 2.200] | 2.400 | – | 3.000 [2.700, 3.300] |" in text
     assert "| trt-fp16 | image | 2.5 | 12.5 | 300 |" in text
+    assert "| trt-fp16 | 1 | 2.000 | 1.900 | – | trtexec is not on the PATH | +0.0 |" in text
     assert "- trt-fp8: FP8 takes TensorRT 10" in text
     assert f"- build {MODEL}, trt-int8: node X was refused" in text
     assert f"- latency {LARGE}: left out: about 90 s, 12 s were left" in text

@@ -55,8 +55,9 @@ class BareLoop:
         self._do("cuStreamDestroy_v2", self._stream)
         del self._context, self._engine, self._runtime
 
-    def device_seconds(self, batch: npt.NDArray[np.float32], calls: int) -> list[float]:
+    def device_seconds(self, tower: str, batch: npt.NDArray[np.float32], calls: int) -> list[float]:
         """Return the seconds of each enqueue between two events, waiting after each."""
+        del tower
         self._place(batch)
         start, end = self._events
         seconds, elapsed = [], ctypes.c_float(0)
@@ -72,7 +73,7 @@ class BareLoop:
     def images_per_s(self, batch: npt.NDArray[np.float32], seconds: float) -> float:
         """Return the rate of enqueueing one after another without waiting between: the most this plan gives on one stream."""
         self._place(batch)
-        calls = max(10, math.ceil(seconds / float(np.median(self.device_seconds(batch, 5)))))
+        calls = max(10, math.ceil(seconds / float(np.median(self.device_seconds("image", batch, 5)))))
         start = time.perf_counter()
         for _ in range(calls):
             self._context.execute_async_v3(self._stream.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from clipq.artifact import Bundle
 from clipq.engines.base import Engine
 from clipq.engines.table import open_engine
 from clipq.errors import ClipqError
+from clipq.progress import note
 
 Opened = tuple[dict[str, Engine], dict[str, str]]
 
@@ -34,6 +36,21 @@ def open_each(groups: Sequence[tuple[Bundle, Sequence[str]]], *, cache: Path = P
                 if reason:
                     failed[name] = reason
         yield engines, failed
+
+
+@contextlib.contextmanager
+def open_replayed(bundle: Bundle, name: str) -> Iterator[Any]:
+    """Yield a TensorRT engine that replays each batch as a CUDA graph, or None where it cannot."""
+    with contextlib.ExitStack() as stack:
+        try:
+            engine: Any = open_engine(bundle, name)
+            engine.uses_graphs = True
+            stack.enter_context(engine)
+            engine.run("image", np.zeros((1, *engine.towers["image"].input_shape), np.float32))
+        except ClipqError as error:
+            note(f"{name} is not replayed as a CUDA graph: {error}")
+            engine = None
+        yield engine
 
 
 def _enter(  # noqa: PLR0913, PLR0917 - what open_each was given

@@ -28,8 +28,9 @@ def tables(record: Mapping[str, Any], name: str) -> str:
     """Return everything that a record says, as Markdown: the machine, targets, speed, plans, reliability, what did not run."""
     outcomes = record["parts"]
     lines = [*_head(record, name), *_targets(record["targets"])]
-    for model in [name.removeprefix("build ") for name in outcomes if name.startswith("build ")] or SPEED_MODELS:
-        lines += [*_latency(outcomes, model), *_plans(outcomes, model), *_layers(outcomes, model)]
+    models = [name.removeprefix("build ") for name in outcomes if name.startswith("build ")] or SPEED_MODELS
+    for model in models:
+        lines += [*_latency(outcomes, model), *_loops(outcomes, model), *_plans(outcomes, model), *_layers(outcomes, model)]
     lines += _reliability(outcomes)
     return "\n".join([*lines, *_rest(record)])
 
@@ -87,6 +88,18 @@ def _with_interval(summary: Mapping[str, Any] | None) -> str:
 
 def _ms(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:.3f}"
+
+
+def _loops(outcomes: Mapping[str, Any], model: str) -> list[str]:
+    found = (result_of(outcomes, f"bare loop {model}") or {"loops": {}})["loops"]
+    rows = []
+    for engine, sizes in found.items():
+        for size, times in sizes.items():
+            p50 = [_ms(times[f"{name}_p50_s"]) for name in ("ours", "bare")] + [_ms(times.get("replayed_p50_s"))]
+            trtexec = _ms(times["trtexec"]["p50_s"]) if "p50_s" in times["trtexec"] else times["trtexec"]["missing"]
+            rows.append([engine, size, *p50, trtexec, f"{100 * (times['ours_over_bare']['value'] - 1):+.1f}"])
+    columns = ["engine", "batch", "ours", "bare loop", "ours as a CUDA graph", "trtexec", "ours over bare, %"]
+    return _table(f"The same plans of {model} by other hands, device p50 in milliseconds", columns, rows)
 
 
 def _plans(outcomes: Mapping[str, Any], model: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from enqueue import BareLoop, trtexec_p50_s
 from figures import ratio, with_intervals
-from opened import open_each
+from opened import open_each, open_replayed
 
 from clipq.artifact import Bundle
 from clipq.calib_data.pipeline import batches
@@ -24,7 +24,7 @@ from clipq.engines.table import ENGINES
 from clipq.errors import ClipqError
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import Work, embed_images, plan_work
-from clipq.evaluate.latency import CALLS_PER_TURN, interleaved, measure_batch
+from clipq.evaluate.latency import CALLS_PER_TURN, DeviceTimed, interleaved, measure_batch
 from clipq.evaluate.store import Store
 from clipq.files import write_json
 from clipq.machine import usable_cores
@@ -61,16 +61,19 @@ def latency(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bare_loop(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, per engine and batch, the medians of our inference and of a bare enqueue loop on the same plan, taken in turns."""
+    """Return, per engine and batch, the medians of our inference, plain and replayed as a CUDA graph, and of a bare enqueue loop.
+
+    All are of the same plan, taken in turns.
+    """
     bundle = Bundle.open(Path(arguments["bundle"]))
     found: dict[str, Any] = {}
     with open_each([(bundle, arguments["engines"])]) as (engines, failed):
         for name, engine in engines.items():
             plan = bundle.file(bundle.engine(name).towers["image"])
-            with BareLoop(plan, ENGINES[name].runtime) as bare:
-                found[name] = {
-                    str(size): _beside(engine, bare, _pixels(engines, size), arguments["seconds"]) for size in arguments["batch_sizes"]
-                }
+            with BareLoop(plan, ENGINES[name].runtime) as bare, open_replayed(bundle, name) as replayed:
+                for size in arguments["batch_sizes"]:
+                    both = {"ours": engine, "bare": bare, **({"replayed": replayed} if replayed else {})}
+                    found.setdefault(name, {})[str(size)] = _beside(both, _pixels(engines, size), arguments["seconds"])
             for size in arguments["batch_sizes"]:
                 found[name][str(size)]["trtexec"] = trtexec_p50_s(plan, size, engine.towers["image"].input_shape)
     return {"loops": found, "failed": failed}
@@ -177,20 +180,14 @@ def _ratio(bench: Mapping[str, Mapping[str, Any]], scenario: str) -> dict[str, A
     return ratio(fp16["samples_s"], int8["samples_s"], CALLS_PER_TURN) if fp16 and int8 else None
 
 
-def _beside(engine: Any, bare: BareLoop, pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, Any]:
-    both: dict[str, Callable[[int], list[float]]] = {
-        "ours": lambda calls: engine.device_seconds("image", pixels, calls),
-        "bare": lambda calls: bare.device_seconds(pixels, calls),
-    }
-    both["ours"](50)
-    samples = interleaved(both, lambda measure, calls: measure(calls), seconds)
-    bare_images_per_s = bare.images_per_s(pixels, seconds)
+def _beside(contestants: Mapping[str, DeviceTimed], pixels: npt.NDArray[np.float32], seconds: float) -> dict[str, Any]:
+    """Return the median of each, and how much longer ours takes than the bare loop."""
+    for one in contestants.values():
+        one.device_seconds("image", pixels, 50)
+    samples = interleaved(contestants, lambda one, calls: one.device_seconds("image", pixels, calls), seconds)
     medians = {f"{name}_p50_s": float(np.median(values)) for name, values in samples.items()}
-    return {
-        **medians,
-        "ours_over_bare": _inverse(ratio(samples["bare"], samples["ours"], CALLS_PER_TURN)),
-        "bare_images_per_s": bare_images_per_s,
-    }
+    over = _inverse(ratio(samples["bare"], samples["ours"], CALLS_PER_TURN))
+    return {**medians, "ours_over_bare": over, "bare_images_per_s": contestants["bare"].images_per_s(pixels, seconds)}  # type: ignore[attr-defined]
 
 
 def _inverse(found: Mapping[str, Any]) -> dict[str, Any]:
