@@ -15,7 +15,7 @@ from clipq.engines.base import Tower
 from clipq.engines.table import PLANNED
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.device import require_device
-from clipq.errors import missing_extra
+from clipq.errors import MissingRuntimeError, missing_extra
 from clipq.machine import describe_machine, library_versions, now
 
 _DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -101,8 +101,18 @@ def describe_run(bundle: Bundle) -> dict[str, Any]:
         "recipe": dict(bundle.manifest.recipe),
         "recipe_sha256": bundle.manifest.recipe_sha256,
         "versions": library_versions(),
-        "device": describe_machine(),
+        "device": {**describe_machine(), **_gpu(bundle)},
     }
+
+
+def _gpu(bundle: Bundle) -> dict[str, Any]:
+    """Return the GPU's facts where the bundle has engines for one and it is here; a run on the CPU alone does not start the driver."""
+    if all(entry.provider in ON_CPU for entry in bundle.manifest.engines.values()):
+        return {}
+    try:
+        return {"gpu": require_device().to_json()}
+    except MissingRuntimeError:
+        return {}
 
 
 def _engine_entries(bundle: Bundle, engine_id: str) -> dict[str, FileEntry]:

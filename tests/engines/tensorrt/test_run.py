@@ -224,6 +224,16 @@ def test_toy_towers_are_the_manifests(built: Path, monkeypatch: pytest.MonkeyPat
     assert engine._plans == {}
 
 
+def test_gpu_stands_in_the_record_where_one_may_have_computed(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its facts are in the provenance of a bundle with engines for it; a bundle for the CPU does not even ask."""
+    monkeypatch.setattr(provenance, "require_device", lambda: ADA)
+    assert provenance.describe_run(Bundle.open(built))["device"]["gpu"] == ADA.to_json()
+    monkeypatch.setattr(provenance, "require_device", _no_device)
+    assert "gpu" not in provenance.describe_run(Bundle.open(built))["device"]
+    monkeypatch.setattr(provenance, "require_device", _forbidden)
+    assert "gpu" not in provenance.describe_run(make_toy_bundle(tmp_path))["device"]
+
+
 def test_trusted_plan_is_reported_by_its_own_hash(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --trust-engine let in is what the report names and what embeddings are stored under, not what the manifest had."""
     monkeypatch.setattr(provenance, "require_device", lambda: ADA)
