@@ -179,7 +179,10 @@ class Plan:
 def _deserialise(api: Api, path: Path, fix: str) -> tuple[Any, Any]:
     data = path.read_bytes()
     with api.log.listen() as lines:
-        runtime = api.library.Runtime(api.logger)
+        try:
+            runtime = api.library.Runtime(api.logger)
+        except TypeError as error:  # what the bindings make of a null pointer
+            raise _failure(f"{api.title} does not start", lines, "See that the driver is new enough for it.") from error
         if runtime.engine_host_code_allowed:  # the library's default is off; nothing here ever switches it on
             raise RefusedError(f"{api.title} would run host code of plans", expected="engine_host_code_allowed off")
         if api.runtime == "tensorrt-rtx":

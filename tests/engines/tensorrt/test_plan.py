@@ -222,6 +222,19 @@ def test_plan_that_tensorrt_does_not_load_is_one_line(tmp_path: Path) -> None:
         _plan(tmp_path, library)
 
 
+def test_library_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    """The bindings turn a null pointer into a TypeError; the reader gets what TensorRT said."""
+    library = Library("8.6", Machine())
+
+    def fail(_logger: Any) -> None:
+        library.api.log.take("ERROR", "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    library.api.library.Runtime = fail
+    with pytest.raises(EngineError, match=r"TensorRT 8\.6 does not start; found CUDA initialization failure.*new enough"):
+        _plan(tmp_path, library)
+
+
 def test_rtx_says_why_a_plan_cannot_run(tmp_path: Path) -> None:
     """What TensorRT-RTX reads in a plan's head is told in words, before the plan is loaded."""
     library = Library("rtx-1.7", Machine())
