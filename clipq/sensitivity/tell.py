@@ -64,9 +64,9 @@ def table(facts: Mapping[str, Any]) -> str:
     """Return the facts as Markdown: the blocks by damage, then one line per bound."""
     data = facts["data"]
     ood = f" and {data['ood_images']} OOD images of {data['calib_ood']}" if data["calib_ood"] else ""
-    lines = [f"Sensitivity on {data['images']} calibration images of {data['calib']}{ood}, each block quantized alone:"]
-    if facts["blocks"][0]["damage"]:
-        lines += ["", *_rows(facts), ""]
+    where = f"{data['images']} calibration images of {data['calib']}{ood}"
+    ranked = bool(facts["blocks"][0]["damage"])
+    lines = [f"Each block quantized alone, on {where}:", "", *_rows(facts), ""] if ranked else [f"On {where}:"]
     lines += [_sentence(bound) for bound in facts["bounds"]]
     kept = [f"{entry['tower']} {entry['block']}" for entry in facts["blocks"] if entry["kept"]]
     share = f"{100 * facts['kept_multiply_adds']:.1f} % of the multiply-adds that could be INT8"

@@ -85,7 +85,7 @@ def ask(ranked: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 
     def search(recipe: Recipe, folder: Path) -> Kept:
         calibration = Calibration(open_source(recipe.calib), recipe, ranked.folder, preprocess)
-        observed = towers.observed(calibration)
+        observed = towers.observed(calibration, attention=recipe.mha == "int8")
         return choose_kept(KeepRequest(recipe, folder, towers.graphs, observed, calibration, preprocess, ranked.manifest.model, tokenizer))
 
     return search
@@ -96,15 +96,15 @@ class _Towers:
 
     def __init__(self, graphs: dict[Any, Path]) -> None:
         self.graphs = graphs
-        self._known: dict[str, Observed] = {}
+        self._known: dict[tuple[str, bool], Observed] = {}
 
-    def observed(self, calibration: Calibration) -> Callable[[Any], Observed]:
+    def observed(self, calibration: Calibration, *, attention: bool) -> Callable[[Any], Observed]:
         def observed(tower: Any) -> Observed:
-            if tower not in self._known:
+            if (tower, attention) not in self._known:
                 with tempfile.TemporaryDirectory() as scratch:
                     batches = calibration.inputs(tower, calibration.index.digest)
-                    self._known[tower] = observe(self.graphs[tower], batches, Path(scratch))
-            return self._known[tower]
+                    self._known[tower, attention] = observe(self.graphs[tower], batches, Path(scratch), attention=attention)
+            return self._known[tower, attention]
 
         return observed
 
@@ -272,6 +272,14 @@ def test_both_towers_are_searched(recipe: Recipe, ask: Callable[..., Kept], tmp_
     assert sorted(entry["tower"] for entry in facts["blocks"]) == ["image"] * 8 + ["text"] * 8
     assert all(entry["damage"]["cosine"] > 0 for entry in facts["blocks"])
     assert facts["data"]["templates"] == 1
+
+
+def test_quantized_attention_is_a_part_of_its_own(recipe: Recipe, ask: Callable[..., Kept], tmp_path: Path) -> None:
+    """With ``--mha int8`` the two products of each block can be kept without its linear layers."""
+    facts = ask(replace(recipe, mha="int8", calib_ood=""), tmp_path).facts
+    attention = [entry for entry in facts["blocks"] if entry["block"].endswith(":attention")]
+    assert [len(entry["nodes"]) for entry in attention] == [2, 2]
+    assert all(entry["damage"]["cosine"] > 0 and 0 < entry["multiply_adds"] < 0.1 for entry in attention)
 
 
 def test_each_tower_keeps_an_int8_block() -> None:
