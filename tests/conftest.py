@@ -93,3 +93,9 @@ def tiny_architecture(tmp_path: Path) -> Iterator[str]:
     yield "tiny-vit"
     factory._MODEL_CONFIG_PATHS[:] = paths
     factory._MODEL_CONFIGS = known
+
+
+@pytest.fixture(autouse=True)
+def _told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every test with notes on, whatever ``--quiet`` an earlier one ran with."""
+    monkeypatch.setattr("clipq.progress._quiet", False)

@@ -227,7 +227,6 @@ def test_products_on_another_provider_are_a_fallback(sound, monkeypatch):
 
 def test_a_shortfall_is_noted(sound, monkeypatch, capsys):
     """Between half and 95 % of what was asked for the run goes on, and says so."""
-    monkeypatch.setattr("clipq.progress._quiet", False)
     told = Told(ran("a", "int8", 288), ran("b", "fp32", 96), provider=CPU)
     monkeypatch.setattr("clipq.evaluate.proof.open_engine", lambda *_arguments: told)
     layers = prove(sound, [STATIC])[STATIC]
