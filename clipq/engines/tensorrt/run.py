@@ -70,7 +70,7 @@ class TensorrtEngine(Engine):
         require_binding()
         facts = json.loads(bundle.file(f"engines/{engine_id}/engine.json").read_text())
         files: dict[Tower, Path] = {
-            tower: check_plan(bundle, engine_id, entry.towers[tower], facts["plans"][tower], (version, device))
+            tower: check_plan(bundle, engine_id, entry.towers[tower], facts.get("plans", {}).get(tower, {}), (version, device))
             for tower in INPUT_NAMES
             if tower in entry.towers
         }

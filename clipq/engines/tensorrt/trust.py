@@ -6,6 +6,7 @@ library version or another GPU is not at fault: what it needs is missing here (e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def check_plan(bundle: Bundle, engine_id: str, name: str, facts: Mapping[str, An
     version = read_plan_version(path, runtime, fix)
     described = PlanFacts.from_json(facts, bundle.folder / "engines" / engine_id / "engine.json")
     if bundle.trust_plans and sha256_file(path) != bundle.manifest.files[name].sha256:
-        note(f"{path} is not the plan that the manifest names; it is loaded because of --trust-engine")
+        _say_once(f"{path} is not the plan that the manifest names; it is loaded because of --trust-engine")
         described = replace(described, version=version or described.version)  # of the file that is here
     else:
         _check_device(path, described, here[1], fix)
@@ -132,7 +133,13 @@ def _check_device(path: Path, plan: PlanFacts, here: DeviceFacts, fix: str) -> N
             fix=fix,
         )
     if plan.device and plan.device != here.name:
-        note(f"{path} was built on {plan.device} and runs on {here.name}: its kernels were not chosen for this GPU. {fix}")
+        _say_once(f"{path} was built on {plan.device} and runs on {here.name}: its kernels were not chosen for this GPU. {fix}")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print a line the first time only: an engine is checked whenever it is made, to choose, to run and to measure it."""
+    note(text)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -224,6 +224,16 @@ def test_toy_towers_are_the_manifests(built: Path, monkeypatch: pytest.MonkeyPat
     assert engine._plans == {}
 
 
+def test_description_without_plans_is_refused(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine.json that says nothing of the plans beside it is no ground to load them."""
+    monkeypatch.setattr(run_module, "require_device", lambda: ADA)
+    folder = shutil.copytree(built, tmp_path / "bundle")
+    (folder / f"engines/{ENGINE}/engine.json").write_text("{}")
+    bundle = rewrite_manifest(folder, Bundle.open(folder).manifest.engines)
+    with pytest.raises(RefusedError, match="does not describe its plans"):
+        open_engine(bundle, ENGINE)
+
+
 def test_gpu_stands_in_the_record_where_one_may_have_computed(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its facts are in the provenance of a bundle with engines for it; a bundle for the CPU does not even ask."""
     monkeypatch.setattr(provenance, "require_device", lambda: ADA)
