@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,19 @@ def test_vit_b_32_builds(vit_graphs: Path, tmp_path: Path, kind: str, tower: str
     assert facts["sha256"] == sha256_file(plan)
     assert facts["warnings"] == 0
     plan.unlink()
+
+
+@rtx
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", ["resnet", "siglip", "coca", "convnext"])
+def test_every_graph_of_other_families_builds(tiny_checkpoint: Callable[[str], str], tmp_path: Path, family: str) -> None:
+    """Convolutions, attention pools and sigmoid models are taken as well, both towers, every kind of graph."""
+    graphs = export_graphs(tiny_checkpoint(family), tmp_path / "bundle", calib_n=8)
+    for tower in ("image", "text"):
+        for kind, precision in KINDS.items():
+            facts = build_plan("tensorrt-rtx", graphs / f"{tower}.{kind}.onnx", tmp_path / "a.plan", precision, options(tmp_path))
+            assert facts["sha256"] == sha256_file(tmp_path / "a.plan")
 
 
 @rtx
