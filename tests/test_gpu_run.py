@@ -273,9 +273,10 @@ def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
     device = {"name": "Card", "sm": "8.9", "driver": "1.2"}
     record = {"created": "2026-01-02", "device": device, "pythons": {}, "engines_left_out": {"trt-fp8": "FP8 takes TensorRT 10"}}
     record |= {"parts": outcomes, "targets": _module("targets").targets(outcomes)}
-    page = tmp_path / "gpu.md"
+    page, file = tmp_path / "gpu.md", tmp_path / "card-2026-01-02.json"
     page.write_text("# Title\nby hand\n<!-- tables: begin -->\nold\n<!-- tables: end -->\nend\n")
-    _module("page").write_page(page, record, "card-2026-01-02.json")
+    file.write_text(json.dumps(record))
+    assert _gpu("--from-record", str(file), "--page", str(page)).returncode == 0
     text = page.read_text()
     assert text.startswith("# Title\nby hand\n")
     assert text.endswith("\nend\n")

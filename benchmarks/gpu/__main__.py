@@ -67,6 +67,9 @@ def run_part(worker: str, arguments: str, output: str) -> int:
 
 def run_all(args: argparse.Namespace) -> int:
     """Plan, run, record, and print the targets."""
+    if args.from_record:
+        write_page(args.page, json.loads(args.from_record.read_text()), args.from_record.name)
+        return 0
     deadline = time.monotonic() + 60 * args.minutes
     pythons = {"torch": sys.executable, "tensorrt": args.python_tensorrt or sys.executable}
     device, reason = _device()
@@ -163,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=Path("docs/results/gpu.md"), help="page whose tables are replaced")
     parser.add_argument("--resume", action="store_true", help="keep the parts that an earlier run has done")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: run what needs none into --work, then end with 4")
+    parser.add_argument("--from-record", metavar="FILE", type=Path, help="run nothing: rewrite the page's tables from a record")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_args()
 

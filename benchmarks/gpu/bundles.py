@@ -72,7 +72,7 @@ def layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rebuild(parent: Bundle, engines: Sequence[str], folder: Path) -> None:
-    rebuild_bundle(parent, tuple(engines), folder, BuildOptions(batch=BATCH, log=folder / "build.log"), resume=True)
+    rebuild_bundle(parent, tuple(engines), folder, BuildOptions(batch=BATCH), resume=True)
 
 
 def _attempt(parent: Bundle, engine: str, folder: Path) -> str:
