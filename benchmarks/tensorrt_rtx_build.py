@@ -39,7 +39,7 @@ def try_build(graph: Path, folder: Path) -> dict[str, Any]:
     precision = graph.name.split(".")[1].split("-")[0]
     plan = folder / "tried.plan"
     try:
-        facts = build_plan("tensorrt-rtx", graph, plan, precision, BuildOptions(batch=BATCH, log=folder / "tried.log"))
+        facts = build_plan("tensorrt-rtx", graph, plan, precision, BuildOptions(batch=BATCH))
     except GraphRefusedError as error:
         return {"builds": False, "graph_bytes": graph.stat().st_size, "refused": [asdict(node) for node in error.nodes]}
     except ClipqError as error:

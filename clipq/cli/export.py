@@ -146,7 +146,7 @@ def _rebuild(args: argparse.Namespace) -> Bundle:
     from clipq.engines.tensorrt.build import BuildOptions
     from clipq.export.rebuild import rebuild_bundle
 
-    options = BuildOptions(log=Path("build.log"), batch=args.batch, compatibility=args.compat, compute_capabilities=args.compute_capability)
+    options = BuildOptions(batch=args.batch, compatibility=args.compat, compute_capabilities=args.compute_capability)
     return rebuild_bundle(Bundle.open(args.rebuild), args.engines, args.output, options, resume=args.resume)
 
 

@@ -204,9 +204,7 @@ def _make_tower(folder: Path, checkpoint: Checkpoint, stages: Stages, golden: Go
 
 def build_options(recipe: Recipe) -> BuildOptions:
     """Return how the recipe wants its plans built."""
-    return BuildOptions(
-        log=Path("build.log"), batch=recipe.batch, compatibility=recipe.compatibility, compute_capabilities=recipe.compute_capabilities
-    )
+    return BuildOptions(batch=recipe.batch, compatibility=recipe.compatibility, compute_capabilities=recipe.compute_capabilities)
 
 
 def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipq.artifact import PLAN_SUFFIX
 from clipq.engines.table import Kind
 from clipq.engines.tensorrt.adapter import load_api
-from clipq.engines.tensorrt.build import BuildOptions, build_plan
+from clipq.engines.tensorrt.build import BuildOptions, build_plan, log_of
 from clipq.engines.tensorrt.device import require_device
 from clipq.errors import MissingRuntimeError
 from clipq.export.stages import Facts, Stages
@@ -53,7 +52,7 @@ class PlanMaker:
     Args:
         folder: The bundle.
         stages: Records what is made.
-        options: How to build; each plan's log gets a name of its own.
+        options: How to build.
     """
 
     def __init__(self, folder: Path, stages: Stages, options: BuildOptions) -> None:
@@ -86,12 +85,10 @@ class PlanMaker:
         key = (kind.runtime, graph)
         if key not in self._made:
             name = f"engines/{engine_id}/{tower}{PLAN_SUFFIX}"
-            log = f"engines/{engine_id}/{tower}.build.log"
             precision = "fp32" if graph == f"towers/{tower}.fp32.onnx" else kind.precision
 
             def build() -> dict[str, Any]:
-                options = replace(self._options, log=self._folder / log)
-                return build_plan(kind.runtime, self._folder / graph, self._folder / name, precision, options)
+                return build_plan(kind.runtime, self._folder / graph, self._folder / name, precision, self._options)
 
-            self._made[key] = name, self._stages.run(name, [name, log], self._stages.files[graph].sha256, build)
+            self._made[key] = name, self._stages.run(name, [name, log_of(Path(name)).as_posix()], self._stages.files[graph].sha256, build)
         return self._made[key]

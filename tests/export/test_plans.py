@@ -23,7 +23,7 @@ from clipq.files import sha256_file
 from clipq.recipe import Recipe
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="needs clipq[tensorrt-rtx]")
-OPTIONS = BuildOptions(batch=(1, 4, 8), log=Path("build.log"))
+OPTIONS = BuildOptions(batch=(1, 4, 8))
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,5 @@ def test_tensorrt_rtx_builds_both_placements(towers: Towers, tmp_path: Path, fam
     source = towers(family, "image")
     quantize_static(source, tmp_path / "int8.onnx", [inputs_of(source, 4)], "minmax", mha=mha)  # type: ignore[arg-type]
     to_half(tmp_path / "int8.onnx", tmp_path / "half.onnx", "fp16")
-    built = build_plan(
-        "tensorrt-rtx", tmp_path / "half.onnx", tmp_path / "plan", "int8", BuildOptions(batch=(1, 4, 8), log=tmp_path / "log")
-    )
+    built = build_plan("tensorrt-rtx", tmp_path / "half.onnx", tmp_path / "plan", "int8", BuildOptions(batch=(1, 4, 8)))
     assert built["size_bytes"] == (tmp_path / "plan").stat().st_size > 0

@@ -137,6 +137,6 @@ def test_tensorrt_rtx_builds_the_typed_form(towers: Towers, tmp_path: Path, fami
     source = towers(family, "image")
     write_fp8(observe(source, [inputs_of(source, 4)], tmp_path, attention=True), tmp_path / "fp8.onnx", mha=mha)  # type: ignore[arg-type]
     to_half(tmp_path / "fp8.onnx", tmp_path / "half.onnx", "fp16")
-    options = BuildOptions(batch=(1, 4, 8), log=tmp_path / "log", compute_capabilities=("8.9",))
+    options = BuildOptions(batch=(1, 4, 8), compute_capabilities=("8.9",))
     built = build_plan("tensorrt-rtx", tmp_path / "half.onnx", tmp_path / "plan", "fp8", options)
     assert built["size_bytes"] == (tmp_path / "plan").stat().st_size > 0

@@ -42,7 +42,7 @@ def make_planned_bundle(folder: Path, runtime: str = "tensorrt-rtx") -> Bundle:
             folder / graph,
             home / f"{tower}.plan",
             "fp32",
-            BuildOptions(batch=(2, 4, 8), log=home / f"{tower}.build.log"),
+            BuildOptions(batch=(2, 4, 8)),
         )
         for tower, graph in GRAPHS.items()
     }

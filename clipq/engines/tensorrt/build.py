@@ -30,7 +30,6 @@ class BuildOptions:
 
     Attributes:
         batch: Smallest, usual and largest batch; kernels are chosen for the usual one.
-        log: Where TensorRT's messages are written, also those of a build that failed.
         compatibility: ``version`` and ``hardware``: plans that other TensorRT versions, other GPUs can load.
         compute_capabilities: GPUs that TensorRT-RTX builds for, e.g. ``8.9``; empty for every one from 8.0 on that has the precision.
             TensorRT builds for the GPU that is here.
@@ -38,14 +37,13 @@ class BuildOptions:
     """
 
     batch: tuple[int, int, int]
-    log: Path
     compatibility: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
 
 
 def build_plan(runtime: str, graph: Path, plan: Path, precision: str, options: BuildOptions) -> dict[str, Any]:
-    """Build a plan and return the facts of how it was made, as JSON values.
+    """Build a plan and return the facts of how it was made, as JSON values; TensorRT's messages go into ``log_of(plan)``, always.
 
     Args:
         runtime: ``tensorrt`` (needs its GPU) or ``tensorrt-rtx`` (builds without one).
@@ -76,8 +74,17 @@ def build_plan(runtime: str, graph: Path, plan: Path, precision: str, options: B
         try:
             facts = _Build(api, graph, plan, precision, options, device, lines).run()
         finally:
-            write_text(options.log, as_text(lines))
+            write_text(log_of(plan), as_text(lines))
     return {**facts, "warnings": sum(line.severity == "WARNING" for line in lines)}
+
+
+def log_of(plan: Path) -> Path:
+    """Return where the messages of a plan's build are written, also those of one that failed.
+
+    >>> log_of(Path("engines/trt-int8/image.plan")).as_posix()
+    'engines/trt-int8/image.build.log'
+    """
+    return plan.with_suffix(".build.log")
 
 
 def _device(*, needed: bool) -> DeviceFacts | None:
@@ -173,7 +180,7 @@ class _Build:
         seconds = time.perf_counter() - start
         if blob is None:
             found = last_failure(self.lines)
-            fix = "Build with a smaller --batch." if _MEMORY.search(found) else f"See {self.options.log.name}."
+            fix = "Build with a smaller --batch." if _MEMORY.search(found) else f"See {log_of(self.plan).name}."
             raise ExportError(f"{self.api.title} could not build {self.graph}", found=found, fix=fix)
         hashes = {"loaded": loaded, "kept": cache.save(config, loaded)} if cache else None
         return blob, {"build_seconds": seconds, "timing_cache": hashes}

@@ -19,7 +19,7 @@ from tensorrt_names import Recorder, stand_in
 
 from clipq.engines.tensorrt import build as build_module
 from clipq.engines.tensorrt.adapter import Api, load_api
-from clipq.engines.tensorrt.build import BuildOptions, build_plan
+from clipq.engines.tensorrt.build import BuildOptions, build_plan, log_of
 from clipq.engines.tensorrt.device import DeviceFacts, require_device
 from clipq.engines.tensorrt.log import Log, make_logger
 from clipq.engines.tensorrt.parse import GraphRefusedError
@@ -46,7 +46,7 @@ rtx = pytest.mark.usefixtures("_rtx")
 
 def options(folder: Path, **more: Any) -> BuildOptions:
     """Return options for the batches 1, 8 and 32."""
-    return BuildOptions(batch=(1, 8, 32), log=folder / "build.log", timing_cache=folder / "timings", **more)
+    return BuildOptions(batch=(1, 8, 32), timing_cache=folder / "timings", **more)
 
 
 def save(folder: Path, nodes: list[Any], weights: dict[str, Any], *, opset: int = 17, **how: Any) -> Path:
@@ -125,7 +125,7 @@ def test_every_graph_of_the_demo_model_builds(demo_graphs: Path, tmp_path: Path,
     types = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
     assert {types[part] for part in kind.split("-") if part in types} == set(types.values()) & set(facts["types"])
     assert json.loads(json.dumps(facts)) == facts
-    assert "Opset version" in (tmp_path / "build.log").read_text()
+    assert "Opset version" in (log_of(plan)).read_text()
     assert leftovers(tmp_path) == [plan.name]
 
 
@@ -186,7 +186,7 @@ def test_quantization_that_tensorrt_cannot_take(tmp_path: Path, broken: dict[str
     assert "\n" not in str(caught.value)
     assert "driver version" not in str(caught.value)
     assert leftovers(tmp_path) == []
-    assert caught.value.nodes[0].name in (tmp_path / "build.log").read_text() or "uint8" in str(broken)
+    assert caught.value.nodes[0].name in (tmp_path / "a.build.log").read_text() or "uint8" in str(broken)
 
 
 @rtx
@@ -197,7 +197,7 @@ def test_every_refused_node_is_told(tmp_path: Path) -> None:
     with pytest.raises(GraphRefusedError, match=r"foo_0.*foo_1.*foo_2.*\(and 2 more, see the build log\)") as caught:
         build_plan("tensorrt-rtx", graph, tmp_path / "a.plan", "fp32", options(tmp_path))
     assert [node.operator for node in caught.value.nodes] == [f"Foo{i}" for i in range(5)]
-    assert "foo_4" in (tmp_path / "build.log").read_text()
+    assert "foo_4" in (tmp_path / "a.build.log").read_text()
 
 
 @rtx
@@ -287,7 +287,7 @@ def test_interrupted_build(demo_graphs: Path, tmp_path: Path) -> None:
         build_again_and_again()
     pressed.join()
     assert not list(tmp_path.glob(".*.part"))
-    assert (tmp_path / "build.log").exists()
+    assert (tmp_path / "a.build.log").exists()
 
 
 def test_tensorrt_is_not_touched_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +404,7 @@ def test_whole_way_of_each_version(version: str, tmp_path: Path, monkeypatch: py
     assert facts["profile"] == {"pixels": [[batch, 3, 4, 4] for batch in (1, 8, 32)]}
     assert facts["warnings"] == 1
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
-    assert (tmp_path / "build.log").read_text() == "INFO: Opset version:    17\nWARNING: careful\n"
+    assert (tmp_path / "a.build.log").read_text() == "INFO: Opset version:    17\nWARNING: careful\n"
 
 
 def test_8_6_refuses_newer_opsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +432,7 @@ def test_8_6_names_the_node_from_its_log(tmp_path: Path, monkeypatch: pytest.Mon
 def test_failed_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's last error is the reason; out of memory asks for a smaller batch; nothing is left but the log."""
     (tmp_path / "a.onnx").write_bytes(b"graph")
-    for text, fix in (("ERROR no kernel for node x", "See build.log."), ("ERROR Cuda Runtime (out of memory)", "smaller --batch")):
+    for text, fix in (("ERROR no kernel for node x", "See a.build.log."), ("ERROR Cuda Runtime (out of memory)", "smaller --batch")):
         on_device(monkeypatch, make_tensorrt("10.16", {"SOFTMAX": "FLOAT"}, says=(text,), plan=None))
         with pytest.raises(ExportError, match=f"could not build .*{fix}"):
             build_plan("tensorrt", tmp_path / "a.onnx", tmp_path / "a.plan", "fp32", options(tmp_path))
