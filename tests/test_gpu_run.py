@@ -238,6 +238,7 @@ def _outcomes(ratio: float, ours: float, suite: float) -> dict[str, Any]:
     return {
         f"build {MODEL}": _done({"plans": {"trt-fp16": {"image": plan}}, "failed": {"trt-int8": "node X was refused"}}),
         f"latency {MODEL}": _done({"bench": bench, "int8_over_fp16": {"image-b32-device": value}, "failed": {}}),
+        f"latency {MODEL} mha-int8": _done({"bench": {"trt-fp16": {}}, "int8_over_fp16": {}, "failed": {}}),
         f"layers {MODEL}": _done({"layers": layers, "failed": {}}),
         f"bare loop {MODEL}": _done({"loops": {"trt-fp16": {"1": loop}}, "failed": {}}),
         f"throughput {MODEL}": _done({"decoding_images_per_s": 800.0, "engines": {"trt-fp16": rates}, "failed": {}}),
@@ -285,6 +286,7 @@ def test_the_page_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
     assert "| trt-fp16 | 32 | 2.000 [1.800, 2.200] | 2.400 | – | 3.000 [2.700, 3.300] |" in text
     assert "| trt-fp16 | image | 2.5 | 12.5 | 300 |" in text
     assert "| trt-fp16 | 1 | 2.000 | 1.900 | – | trtexec is not on the PATH | +0.0 |" in text
+    assert "| image-b32-device | 0.95 [0.93, 0.97] | 25 |" in text
     assert "- trt-fp8: FP8 takes TensorRT 10" in text
     assert f"- build {MODEL}, trt-int8: node X was refused" in text
     assert f"- latency {LARGE}: left out: about 90 s, 12 s were left" in text

@@ -19,20 +19,20 @@ Opened = tuple[dict[str, Engine], dict[str, str]]
 
 
 @contextlib.contextmanager
-def open_each(groups: Sequence[tuple[Bundle, Sequence[str]]], *, cache: Path = Path(), threads: int | None = None) -> Iterator[Opened]:
+def open_each(groups: Sequence[tuple[Bundle, Sequence[str]]], *, cache: Path = Path(), sharing: int = 0) -> Iterator[Opened]:
     """Yield the engines that open and compute one image, and of the others the reason why not.
 
     Args:
         groups: Bundles with engine ids of theirs, or with ``torch-cuda-*``.
         cache: Where ``torch.compile`` keeps what it made.
-        threads: CPU threads of one inference.
+        sharing: CPU threads of one inference where other threads decode beside it; 0 for an engine that has the cores to itself.
     """
     engines: dict[str, Engine] = {}
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for bundle, names in groups:
             for name in names:
-                reason = _enter(stack, engines, bundle, name, cache, threads)
+                reason = _enter(stack, engines, bundle, name, cache, sharing)
                 if reason:
                     failed[name] = reason
         yield engines, failed
@@ -54,11 +54,11 @@ def open_replayed(bundle: Bundle, name: str) -> Iterator[Any]:
 
 
 def _enter(  # noqa: PLR0913, PLR0917 - what open_each was given
-    stack: contextlib.ExitStack, engines: dict[str, Engine], bundle: Bundle, name: str, cache: Path, threads: int | None
+    stack: contextlib.ExitStack, engines: dict[str, Engine], bundle: Bundle, name: str, cache: Path, sharing: int
 ) -> str:
     """Open an engine, compute one image and keep it; return why not where it cannot."""
     try:
-        engine = stack.enter_context(_engine(bundle, name, cache, threads))
+        engine = stack.enter_context(_engine(bundle, name, cache, sharing))
         engine.run("image", np.zeros((1, *engine.towers["image"].input_shape), np.float32))
     except (ClipqError, RuntimeError, ImportError) as error:  # RuntimeError: what PyTorch and its compiler raise
         return " ".join(str(error).split())[:400] or type(error).__name__
@@ -66,9 +66,9 @@ def _enter(  # noqa: PLR0913, PLR0917 - what open_each was given
     return ""
 
 
-def _engine(bundle: Bundle, name: str, cache: Path, threads: int | None) -> Engine:
+def _engine(bundle: Bundle, name: str, cache: Path, sharing: int) -> Engine:
     if name.startswith("torch-cuda-"):
         from torch_cuda import TorchCudaEngine
 
         return TorchCudaEngine(bundle, name, cache)
-    return open_engine(bundle, name, threads)
+    return open_engine(bundle, name, sharing or None, shares_cores=sharing > 0)

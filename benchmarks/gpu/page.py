@@ -30,7 +30,13 @@ def tables(record: Mapping[str, Any], name: str) -> str:
     lines = [*_head(record, name), *_targets(record["targets"])]
     models = [name.removeprefix("build ") for name in outcomes if name.startswith("build ")] or SPEED_MODELS
     for model in models:
-        lines += [*_latency(outcomes, model), *_loops(outcomes, model), *_plans(outcomes, model), *_layers(outcomes, model)]
+        lines += [
+            *_latency(outcomes, model),
+            *_ratios(outcomes, model),
+            *_loops(outcomes, model),
+            *_plans(outcomes, model),
+            *_layers(outcomes, model),
+        ]
     lines += _reliability(outcomes)
     return "\n".join([*lines, *_rest(record)])
 
@@ -88,6 +94,15 @@ def _with_interval(summary: Mapping[str, Any] | None) -> str:
 
 def _ms(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:.3f}"
+
+
+def _ratios(outcomes: Mapping[str, Any], model: str) -> list[str]:
+    rows = []
+    for found in latencies(outcomes, model):
+        for scenario, ratio in found["int8_over_fp16"].items():
+            low, high = ratio["ci95"]
+            rows.append([scenario, f"{ratio['value']:.2f} [{low:.2f}, {high:.2f}]", str(ratio["turns"])])
+    return _table(f"trt-int8 on {model}, times as fast as trt-fp16", ["scenario", "ratio of medians [95 %]", "turns"], rows)
 
 
 def _loops(outcomes: Mapping[str, Any], model: str) -> list[str]:

@@ -156,7 +156,7 @@ def _latency(setting: Setting, model: str, *, again: bool = False) -> list[Part]
             continue
         name = f"latency {model}" + (f" ({interpreter})" if setting.split else "") + (" again" if again else "")
         count = sum(len(engines) for _, engines in group)
-        estimate = 15 + 2 * setting.seconds * count * len(BATCH_SIZES) + (45 if interpreter == "torch" else 0)
+        estimate = 15 + 2 * setting.seconds * count * len(BATCH_SIZES) + (45 * _SCALE[model] if interpreter == "torch" else 0)
         arguments = {**_common_latency(setting, name), "groups": group, "batch_sizes": list(BATCH_SIZES)}
         needs = (f"build {model}",) if interpreter == "tensorrt" else (f"export {model}",)
         parts.append(Part(name, "speed:latency", interpreter, estimate, arguments, "measure", needs))

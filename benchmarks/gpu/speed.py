@@ -87,7 +87,7 @@ def throughput(arguments: Mapping[str, Any]) -> dict[str, Any]:
     preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
     count = sum(len(one.index) for one in images)
     found: dict[str, Any] = {}
-    with open_each([(bundle, arguments["engines"])], threads=work.threads) as (engines, failed):
+    with open_each([(bundle, arguments["engines"])], sharing=work.threads) as (engines, failed):
         decoding = count / _decoding_s(images, preprocess, arguments["batch_size"])
         for name, engine in engines.items():
             pixels = _pixels(engines, arguments["batch_size"])

@@ -23,11 +23,10 @@ def result_of(outcomes: Mapping[str, Any], name: str) -> Any:
 
 def latencies(outcomes: Mapping[str, Any], model: str, *, again: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the results of a model's latency parts, of the first time or of the repetition."""
-    for name in outcomes:
-        if name.startswith(f"latency {model}") and name.endswith(" again") == again:
-            found = result_of(outcomes, name)
-            if found:
-                yield found
+    for python in ("", " (torch)", " (tensorrt)"):
+        found = result_of(outcomes, f"latency {model}{python}{' again' if again else ''}")
+        if found:
+            yield found
 
 
 def _target(name: str, model: str, outcome: str, why: str, **figures: Any) -> dict[str, Any]:
