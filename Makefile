@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup check test demo edge gpu clean
+.PHONY: help setup check test slow demo edge gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -26,6 +26,9 @@ check: setup  ## style, types, import contracts
 
 test: check  ## check, then every test that is not slow
 	$(BIN)/pytest -n 2 --dist loadfile
+
+slow: setup  ## the tests that take longer than a minute
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 demo: setup  ## export, quantize and judge the embedded model; the report is out/demo/report.html
 	$(BIN)/clipq demo -o out/demo
