@@ -47,13 +47,14 @@ def _layer(kind: str, dtype: Any) -> Recorder:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_types_of_8_6_come_from_flags_and_layers(precision: str) -> None:
-    """LayerNorm, softmax and means are held in FP32; the rest of an FP16 graph in FP16, that of an INT8 graph is free; FP32 is bare."""
+    """LayerNorm, softmax, means and maxima are held in FP32; the rest of an FP16 graph in FP16, that of an INT8 graph is free; FP32 is bare."""
     api = api_of("8.6")
     types, flags = api.library.DataType, api.library.BuilderFlag
     kinds = {
         "NORMALIZATION": types.FLOAT,
         "SOFTMAX": types.HALF,
         "REDUCE": types.FLOAT,
+        "TOPK": types.FLOAT,
         "MATRIX_MULTIPLY": types.HALF,
         "ELEMENTWISE": types.FLOAT,
         "CONSTANT": types.HALF,
@@ -67,12 +68,38 @@ def test_types_of_8_6_come_from_flags_and_layers(precision: str) -> None:
     config = Recorder("8.6", "IBuilderConfig")
     api.set_types(config, network, precision)
     held = {kind: layer.values["precision"].name for kind, layer in made.items() if layer.values}
-    fp32 = dict.fromkeys(("NORMALIZATION", "SOFTMAX", "REDUCE"), "FLOAT")
+    fp32 = dict.fromkeys(("NORMALIZATION", "SOFTMAX", "REDUCE", "TOPK"), "FLOAT")
     rest = dict.fromkeys(("MATRIX_MULTIPLY", "ELEMENTWISE"), "HALF")
     assert held == {"fp32": {}, "fp16": {**fp32, **rest}, "int8": fp32}[precision]
     wanted = {"fp32": [], "fp16": [flags.FP16, flags.OBEY_PRECISION_CONSTRAINTS]}
     wanted["int8"] = [*wanted["fp16"], flags.INT8]
     assert [flag for _name, flag in config.calls] == wanted[precision]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "held"),
+    [
+        ("CAST", "INT32", "FLOAT", True),
+        ("IDENTITY", "INT32", "FLOAT", True),
+        ("CAST", "FLOAT", "FLOAT", False),
+        ("CAST", "INT32", "HALF", False),
+    ],
+)
+def test_token_ids_stay_whole_on_their_way_to_the_largest(kind: str, source: str, target: str, *, held: bool) -> None:
+    """8.6 looks for the largest token id among floats: made in FP16, the ids 49,406 and 49,407 would be one."""
+    api = api_of("8.6")
+    types = api.library.DataType
+    layer = Recorder(
+        "8.6",
+        "ILayer",
+        type=SimpleNamespace(name=kind),
+        num_outputs=1,
+        get_input=lambda _index: SimpleNamespace(dtype=types[source]),
+        get_output=lambda _index: SimpleNamespace(dtype=types[target]),
+    )
+    api.set_types(Recorder("8.6", "IBuilderConfig"), Recorder("8.6", "INetworkDefinition", num_layers=1, get_layer=lambda _: layer), "fp16")
+    assert [call for call in layer.calls if call[0] == "set_output_type"] == [("set_output_type", 0, types.FLOAT)] * held
+    assert not layer.values
 
 
 @pytest.mark.parametrize("version", VERSIONS[1:])
