@@ -30,7 +30,6 @@ KNOWN = {
     TENSORRT: {
         "trt_fp16_enable",
         "trt_int8_enable",
-        "trt_layer_norm_fp32_fallback",
         "trt_engine_cache_enable",
         "trt_timing_cache_enable",
         "trt_profile_min_shapes",
@@ -117,29 +116,26 @@ def test_fallback_to_another_provider_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_options_are_known_and_keep_fp32_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32 is off, TensorRT keeps no engine on disk, only types of the graph are allowed, and the profile is the plan's."""
+    """TF32 is off, TensorRT keeps no engine on disk, and the profile is the plan's; without switches for FP16 and INT8 the graph decides."""
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     profile = ("pixels", (1, 32, 128), (3, 224, 224))
-    assert session_providers(CPU, "fp32", profile) == [(CPU, {})]
-    assert session_providers(CUDA, "fp32", profile) == [(CUDA, {"use_tf32": "0"})]
-    for graph, fp16, int8 in (("fp32", "0", "0"), ("fp16", "1", "0"), ("int8-fp16", "1", "1")):
-        given = dict(session_providers(TENSORRT, graph, profile))
-        assert list(given) == [TENSORRT, CUDA]
-        assert all(set(options) <= KNOWN[name] for name, options in given.items())
-        options = given[TENSORRT]
-        assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == (fp16, int8)
-        assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "0"
-        assert options["trt_profile_opt_shapes"] == "pixels:32x3x224x224"
+    assert session_providers(CPU, profile) == [(CPU, {})]
+    assert session_providers(CUDA, profile) == [(CUDA, {"use_tf32": "0"})]
+    given = dict(session_providers(TENSORRT, profile))
+    assert list(given) == [TENSORRT, CUDA]
+    assert all(set(options) <= KNOWN[name] for name, options in given.items())
+    options = given[TENSORRT]
+    assert {name: value for name, value in options.items() if name.endswith("_enable")} == dict.fromkeys(
+        ("trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_timing_cache_enable"), "0"
+    )
+    assert options["trt_profile_opt_shapes"] == "pixels:32x3x224x224"
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
-def test_every_tower_gets_the_types_of_its_own_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The FP32 text tower of an FP16 engine may not be computed in FP16, and a session is made without ONNX Runtime's own fallback."""
+def test_every_tower_gets_its_own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tower's input is named with its shape, and a session is made without ONNX Runtime's own fallback."""
     bundle = make_toy_bundle(tmp_path)
-    image = tmp_path / "towers/image.fp16.onnx"
-    image.write_bytes((tmp_path / "towers/image.fp32.onnx").read_bytes())
-    towers = {"image": "towers/image.fp16.onnx", "text": "towers/text.fp32.onnx"}
-    entry = replace(bundle.manifest.engines["ort-fp32"], provider=TENSORRT, precision="fp16", towers=towers)
+    entry = replace(bundle.manifest.engines["ort-fp32"], provider=TENSORRT)
     monkeypatch.setattr(run, "require_provider", lambda _provider: None)
     given: dict[str, Any] = {}
 
@@ -148,12 +144,12 @@ def test_every_tower_gets_the_types_of_its_own_graph(tmp_path: Path, monkeypatch
         raise RuntimeError("enough seen")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    engine = open_engine(rewrite_manifest(tmp_path, {"ort-trt-fp16": entry}), "ort-trt-fp16")
+    engine = open_engine(rewrite_manifest(tmp_path, {"ort-trt-fp32": entry}), "ort-trt-fp32")
     for tower in ("image", "text"):
         with pytest.raises(EngineError, match="enough seen"):
             engine._session(tower, spinning=False)  # type: ignore[attr-defined]
-    assert {name: dict(kept["providers"])[TENSORRT]["trt_fp16_enable"] for name, kept in given.items()} == {
-        "image.fp16.onnx": "1",
-        "text.fp32.onnx": "0",
+    assert {name: dict(kept["providers"])[TENSORRT]["trt_profile_max_shapes"] for name, kept in given.items()} == {
+        "image.fp32.onnx": "pixels:128x3x16x16",
+        "text.fp32.onnx": "tokens:128x16",
     }
     assert all(kept["enable_fallback"] == 0 for kept in given.values())

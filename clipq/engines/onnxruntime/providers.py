@@ -60,15 +60,15 @@ def require_provider(provider: str) -> None:
     _require_libraries(ort, provider)
 
 
-def session_providers(provider: str, graph: str, profile: tuple[str, Sequence[int], Sequence[int]]) -> list[tuple[str, dict[str, str]]]:
+def session_providers(provider: str, profile: tuple[str, Sequence[int], Sequence[int]]) -> list[tuple[str, dict[str, str]]]:
     """Return what a session is created with: the provider, those that may take single operators it has not, and their options.
 
     FP32 means FP32, so TF32 is off; TensorRT's provider has no option for that, so it is switched off in this process's environment.
-    TensorRT's cache of engines is off: a file that nobody hashed would be loaded as code.
+    TensorRT's cache of engines is off: a file that nobody hashed would be loaded as code. So are its switches for FP16 and INT8: with all
+    of them off the provider makes a strongly typed network, which computes in the types of the graph; with one on, TensorRT chooses.
 
     Args:
         provider: That of the engine.
-        graph: Kind of the graph, e.g. ``int8-fp16``: which types TensorRT may use beside FP32.
         profile: Input name, smallest, usual and largest batch, and the shape of one sample; TensorRT builds for these.
     """
     if provider == CPU:
@@ -76,14 +76,8 @@ def session_providers(provider: str, graph: str, profile: tuple[str, Sequence[in
     cuda = (CUDA, {"use_tf32": "0"})
     if provider == CUDA:
         return [cuda]
-    kinds, (name, batches, shape) = graph.split("-"), profile
-    options = {
-        "trt_fp16_enable": str(int("fp16" in kinds)),
-        "trt_int8_enable": str(int("int8" in kinds)),
-        "trt_layer_norm_fp32_fallback": "1",
-        "trt_engine_cache_enable": "0",
-        "trt_timing_cache_enable": "0",
-    }
+    name, batches, shape = profile
+    options = dict.fromkeys(("trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_timing_cache_enable"), "0")
     for which, batch in zip(("min", "opt", "max"), batches, strict=True):
         options[f"trt_profile_{which}_shapes"] = f"{name}:{'x'.join(map(str, (batch, *shape)))}"
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"

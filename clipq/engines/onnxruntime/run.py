@@ -91,9 +91,8 @@ class OrtEngine(Engine):
 
     def _session(self, tower: Tower, *, spinning: bool, profile: str = "") -> Any:
         path, entry, spec = self._files[tower], self._manifest.engines[self.id], self.towers[tower]
-        graph = entry.towers[tower].removesuffix(".onnx").rpartition(".")[2]  # towers/<tower>.<graph>.onnx
         batches = self._manifest.recipe.get("batch", Recipe(model="").batch)
-        providers = session_providers(entry.provider, graph, (INPUT_NAMES[tower], batches, spec.input_shape))
+        providers = session_providers(entry.provider, (INPUT_NAMES[tower], batches, spec.input_shape))
         return _session(path, providers, self.threads, spinning=spinning, profile=profile)
 
     def _infer(self, session: Any, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
