@@ -13,6 +13,7 @@ from clipq.export.calibration import Calibration
 from clipq.export.golden import Golden
 from clipq.export.parity import measure
 from clipq.export.quantize.dynamic import quantize_dynamic
+from clipq.export.quantize.fp8 import write_fp8
 from clipq.export.quantize.graph import scratch_folder
 from clipq.export.quantize.observe import Observed, observe
 from clipq.export.quantize.static import write_int8
@@ -115,7 +116,5 @@ class GraphMaker:
         if kind == "int8":
             return write_int8(self.observed(tower), target, self.recipe.calib_method, mha=self.recipe.mha, keep=keep)
         if kind == "fp8":
-            from clipq.export.quantize.fp8 import write_fp8
-
             return write_fp8(self.observed(tower), target, mha="fp8" if self.recipe.mha == "int8" else "fp16", keep=keep)
         return to_half(source, target, "bf16" if kind == "bf16" else "fp16")
