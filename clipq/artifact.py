@@ -15,6 +15,7 @@ from clipq.files import sha256_file, write_json
 SCHEMA = "clipq.bundle/1"
 MANIFEST = "manifest.json"
 PLAN_SUFFIX = ".plan"  # an engine built for one device: executable code
+_TOWERS = frozenset({"image", "text"})  # files are named after them, so a manifest may not make up others
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +226,21 @@ def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
         return Manifest(
             model=ModelEntry(**value["model"]),
             files={name: FileEntry(**entry) for name, entry in value["files"].items()},
-            engines={name: EngineEntry(**{**entry, "quantized": tuple(entry["quantized"])}) for name, entry in value["engines"].items()},
+            engines={name: _engine_from_json(entry) for name, entry in value["engines"].items()},
             recipe=value["recipe"],
             recipe_sha256=value["recipe_sha256"],
             versions=value["versions"],
             device=value["device"],
             parent_sha256=value.get("parent_sha256", ""),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RefusedError(f"{path} is incomplete", found=error, fix="Export the bundle again.") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RefusedError(f"{path} is incomplete or wrong", found=error, fix="Export the bundle again.") from error
+
+
+def _engine_from_json(value: Mapping[str, Any]) -> EngineEntry:
+    """Return an engine's entry; raises ValueError for towers that no model has."""
+    files = {key: dict(value.get(key, {})) for key in ("towers", "graphs")}
+    strange = [name for name in (*files["towers"], *files["graphs"], *value["quantized"]) if name not in _TOWERS]
+    if strange:
+        raise ValueError(f"no model has a tower {strange[0]!r}")
+    return EngineEntry(**{**value, **files, "quantized": tuple(value["quantized"])})

@@ -128,6 +128,16 @@ def test_an_incomplete_manifest_is_refused(bundle: Bundle, key: str) -> None:
         _edit(bundle, lambda value: value.pop(key))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"graphs": {"../../evil": "towers/image.onnx"}}, {"towers": {"audio": "towers/image.onnx"}}, {"quantized": ["."]}, {"towers": ["a"]}],
+)
+def test_an_engine_of_unknown_towers_is_refused(bundle: Bundle, change: dict[str, Any]) -> None:
+    """Plans are written to files that are named after towers: a name of the manifest's own could lead anywhere."""
+    with pytest.raises(RefusedError, match="is incomplete or wrong"):
+        _edit(bundle, lambda value: value["engines"]["ort-fp32"].update(change))
+
+
 def test_a_manifest_with_unknown_fields_is_refused(bundle: Bundle) -> None:
     """An entry this version does not know may matter."""
     with pytest.raises(RefusedError, match="is incomplete"):
