@@ -11,7 +11,7 @@ from clipq.engines.table import Kind
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.build import BuildOptions, build_plan, log_of
 from clipq.engines.tensorrt.device import require_device
-from clipq.errors import MissingRuntimeError
+from clipq.errors import ExportError, MissingRuntimeError
 from clipq.export.stages import Facts, Stages
 
 
@@ -74,7 +74,7 @@ class PlanMaker:
 
         Raises:
             MissingRuntimeError: The library or the device is not here.
-            ExportError: The builder refuses a graph.
+            ExportError: The bundle lacks a graph, or the builder refuses it.
             UsageError: The library has no such option.
         """
         sources = plan_sources(kind, graphs)
@@ -82,6 +82,8 @@ class PlanMaker:
         return {tower: name for tower, (name, _) in said.items()}, {tower: facts for tower, (_, facts) in said.items()}
 
     def _plan(self, engine_id: str, kind: Kind, tower: str, graph: str) -> tuple[str, Facts]:
+        if graph not in self._stages.files:
+            raise ExportError(f"the bundle has no {graph} to build from", fix="Export it again with this clipq.")
         key = (kind.runtime, graph)
         if key not in self._made:
             name = f"engines/{engine_id}/{tower}{PLAN_SUFFIX}"

@@ -13,13 +13,15 @@ from typing import Any
 from clipq.artifact import MANIFEST, PLAN_SUFFIX, Bundle, EngineEntry, Manifest, write_manifest
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
-from clipq.errors import UsageError, unknown_name
+from clipq.engines.tensorrt.device import require_device
+from clipq.errors import RefusedError, UsageError, unknown_name
 from clipq.export.description import description_name, write_description
 from clipq.export.plans import PlanMaker, require_builder
 from clipq.export.stages import Facts, Stages
 from clipq.files import atomic_path, locked, sha256_file
 from clipq.machine import describe_machine, library_versions
 from clipq.progress import bar, note
+from clipq.recipe import Recipe
 
 INSTALL = "See clipq doctor."
 
@@ -35,19 +37,26 @@ def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, op
         resume: Continue what a killed run left.
 
     Raises:
-        UsageError: An engine is not in the bundle or has no plan to build, or the folder holds something else.
+        UsageError: An engine is not in the bundle or has no plan to build, an option is wrong, or the folder holds something else.
         MissingRuntimeError: The library or the device is not here.
         RefusedError: A file of the parent is not what its manifest says.
         ExportError: The builder refuses a graph.
     """
+    Recipe(model="", batch=options.batch, compatibility=options.compatibility)  # raises what an export with these options would
     chosen = _chosen(parent, engine_ids)
     for engine_id in chosen:
         require_builder(ENGINES[engine_id], fix=INSTALL)
     digest = sha256_file(parent.folder / MANIFEST)
-    key = {"parent": digest, "engines": list(chosen), "options": _described(options), "versions": library_versions()}
+    key = {
+        "parent": digest,
+        "engines": list(chosen),
+        "options": _described(options),
+        "versions": library_versions(),
+        "device": _device(chosen),
+    }
     with locked(folder):
         if (folder / MANIFEST).exists():
-            return _finished(folder, digest)
+            return _finished(folder, digest, chosen, options)
         stages = Stages.open(folder, key, resume=resume)
         _copy(parent, folder, stages)
         plans = PlanMaker(folder, stages, options)
@@ -69,18 +78,37 @@ def _chosen(parent: Bundle, engine_ids: tuple[str, ...]) -> tuple[str, ...]:
     for engine_id in engine_ids:
         if engine_id not in planned:
             raise unknown_name("engine with a plan to build", engine_id, planned)
-    return tuple(dict.fromkeys(engine_ids or planned))
+    chosen = tuple(dict.fromkeys(engine_ids or planned))
+    for engine_id in chosen:
+        if engine_id not in ENGINES or not ENGINES[engine_id].planned:
+            raise unknown_name("engine with a plan to build", engine_id, [name for name, kind in ENGINES.items() if kind.planned])
+    return chosen
+
+
+def _device(chosen: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the GPU that plans are built for, where it counts: a run that began on another one is not continued here."""
+    return require_device().to_json() if any(ENGINES[engine_id].runtime == "tensorrt" for engine_id in chosen) else None
 
 
 def _described(options: BuildOptions) -> dict[str, Any]:
     return {"batch": list(options.batch), "compatibility": list(options.compatibility), "for": list(options.compute_capabilities)}
 
 
-def _finished(folder: Path, digest: str) -> Bundle:
+def _finished(folder: Path, digest: str, chosen: tuple[str, ...], options: BuildOptions) -> Bundle:
+    """Check a finished bundle: made from this parent, with these engines and options, and whole."""
     bundle = Bundle.open(folder)
-    if bundle.manifest.parent_sha256 != digest:
+    engines = {name for name, entry in bundle.manifest.engines.items() if entry.graphs}
+    if bundle.manifest.parent_sha256 != digest or engines != set(chosen):
         raise UsageError(f"{folder} holds another bundle", fix="Choose another folder with -o.")
     bundle.verify()
+    asked = list(options.batch), list(options.compatibility)
+    for engine_id in chosen:
+        for plan in json.loads(bundle.file(description_name(engine_id)).read_text())["plans"].values():
+            built = [shape[0] for shape in next(iter(plan["profile"].values()))], plan["compatibility"]
+            if built != asked:
+                raise UsageError(
+                    f"{folder} holds plans of other options", found=built, expected=asked, fix="Choose another folder with -o."
+                )
     note(f"{folder} is already finished and whole")
     return bundle
 
@@ -99,17 +127,27 @@ def _copy_file(parent: Bundle, name: str, folder: Path) -> Facts:
     source = parent.file(name)
     with atomic_path(folder / name) as part:
         shutil.copyfile(source, part)
+        if sha256_file(part) != parent.manifest.files[name].sha256:
+            raise RefusedError(f"{source} changed while it was copied", fix="Run the same command again.")
     return {}
 
 
 def _build(parent: Bundle, engine_id: str, folder: Path, stages: Stages, plans: PlanMaker) -> EngineEntry:
-    entry = parent.engine(engine_id)
+    entry, kept = parent.engine(engine_id), _kept(parent, engine_id)
     towers, facts = plans.make(engine_id, ENGINES[engine_id], entry.graphs)
-    said: Mapping[str, Any] = json.loads(parent.file(description_name(engine_id)).read_text())
     built = replace(entry, towers=towers)
-    kept = {name: said[name] for name in ("graphs", "work", "asked") if name in said}
     write_description(folder, stages, engine_id, built, {**kept, "plans": facts})
     return built
+
+
+def _kept(parent: Bundle, engine_id: str) -> dict[str, Any]:
+    """Return what the parent's description says of the graphs: it is as true of the new plans."""
+    path = parent.file(description_name(engine_id))
+    try:
+        said: Mapping[str, Any] = json.loads(path.read_text())
+        return {name: said[name] for name in ("graphs", "work", "asked") if name in said}
+    except (ValueError, TypeError) as error:
+        raise RefusedError(f"{path} does not describe an engine", found=error, fix="Export the bundle again.") from error
 
 
 def _manifest(parent: Manifest, engines: Mapping[str, EngineEntry], stages: Stages, digest: str) -> Manifest:

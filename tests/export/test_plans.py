@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clipq.artifact import Bundle
+from clipq.artifact import Bundle, describe_file
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
-from clipq.errors import MissingRuntimeError, RefusedError, UsageError
+from clipq.errors import ExportError, MissingRuntimeError, RefusedError, UsageError
 from clipq.export.pipeline import export_bundle
 from clipq.export.plans import plan_sources
 from clipq.export.rebuild import rebuild_bundle
@@ -141,6 +143,68 @@ def test_rebuild_refuses_what_it_cannot_build(graphs: Bundle, tmp_path: Path) ->
     with pytest.raises(UsageError, match=r"no engine with a plan to build.*--graphs-only"):
         rebuild_bundle(plain, (), tmp_path / "b", OPTIONS)
     assert not (tmp_path / "a").exists()
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("engines", "options", "message"),
+    [
+        (("trtrtx-fp16",), replace(OPTIONS, batch=(1, 2, 4)), r"plans of other options; found .*\[1, 4, 8\].*; expected .*\[1, 2, 4\]"),
+        (("trtrtx-int8",), OPTIONS, "holds another bundle"),
+    ],
+)
+def test_a_finished_rebuild_is_not_taken_for_another(
+    graphs: Bundle, tmp_path: Path, engines: tuple[str, ...], options: BuildOptions, message: str
+) -> None:
+    """Other batches or engines than those that were built are a slip that is told, not passed over."""
+    rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "here", OPTIONS)
+    with pytest.raises(UsageError, match=message):
+        rebuild_bundle(graphs, engines, tmp_path / "here", options)
+
+
+@pytest.mark.parametrize("change", [{"batch": (8, 4)}, {"batch": (8, 4, 2)}, {"compatibility": ("hardwear",)}])
+def test_rebuild_refuses_wrong_options_at_once(graphs: Bundle, tmp_path: Path, change: dict[str, Any]) -> None:
+    """As an export does, before anything is copied or built."""
+    with pytest.raises(UsageError, match=r"--batch is wrong|unknown compatibility"):
+        rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "a", replace(OPTIONS, **change))
+    assert not (tmp_path / "a").exists()
+
+
+def test_rebuild_refuses_an_engine_of_another_clipq(graphs: Bundle, tmp_path: Path) -> None:
+    """An engine that this version cannot make is named, not a traceback."""
+    engines = {**graphs.manifest.engines, "trt-int4": graphs.engine("trt-int8")}
+    with pytest.raises(UsageError, match="unknown engine with a plan to build 'trt-int4'"):
+        rebuild_bundle(Bundle(graphs.folder, replace(graphs.manifest, engines=engines)), (), tmp_path / "a", OPTIONS)
+
+
+@rtx
+def test_rebuild_refuses_graphs_that_are_not_there(graphs: Bundle, tmp_path: Path) -> None:
+    """A graph that the bundle does not hold is named, wherever it points to."""
+    entry = replace(graphs.engine("trtrtx-fp16"), graphs={"image": "../other.onnx"})
+    bundle = Bundle(graphs.folder, replace(graphs.manifest, engines={"trtrtx-fp16": entry}))
+    with pytest.raises(ExportError, match=r"the bundle has no \.\./other\.onnx to build from"):
+        rebuild_bundle(bundle, (), tmp_path / "a", OPTIONS)
+
+
+@rtx
+@pytest.mark.parametrize("text", ["{", "5"])
+def test_rebuild_refuses_a_broken_description(graphs: Bundle, tmp_path: Path, text: str) -> None:
+    """What is no engine.json is told before plans are built for minutes."""
+    folder, name = shutil.copytree(graphs.folder, tmp_path / "bundle"), "engines/trtrtx-fp16/engine.json"
+    (folder / name).write_text(text)
+    files = {**graphs.manifest.files, name: describe_file(folder, name)}
+    with pytest.raises(RefusedError, match=r"engine\.json does not describe an engine"):
+        rebuild_bundle(Bundle(folder, replace(graphs.manifest, files=files)), ("trtrtx-fp16",), tmp_path / "a", OPTIONS)
+    assert not list((tmp_path / "a").rglob("*.plan"))
+
+
+def test_a_copy_that_is_not_the_parents_file_is_refused(graphs: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that changes between its check and its copy never gets into the new manifest."""
+    monkeypatch.setattr("clipq.export.rebuild.require_builder", lambda *_args, **_more: None)
+    monkeypatch.setattr("clipq.export.rebuild.shutil.copyfile", lambda _source, part: Path(part).write_bytes(b"other"))
+    with pytest.raises(RefusedError, match="changed while it was copied"):
+        rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "a", OPTIONS)
+    assert not list((tmp_path / "a").rglob("*.onnx"))
 
 
 @rtx
