@@ -116,7 +116,7 @@ def test_fallback_to_another_provider_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_options_are_known_and_keep_fp32_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32 is off, TensorRT keeps no engine on disk, and the profile is the plan's; without switches for FP16 and INT8 the graph decides."""
+    """TF32 is off, TensorRT keeps no engine on disk, the profile is the plan's; without switches for FP16 and INT8 the graph decides."""
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     profile = ("pixels", (1, 32, 128), (3, 224, 224))
     assert session_providers(CPU, profile) == [(CPU, {})]

@@ -47,7 +47,7 @@ def _layer(kind: str, dtype: Any) -> Recorder:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_types_of_8_6_come_from_flags_and_layers(precision: str) -> None:
-    """LayerNorm, softmax, means and maxima are held in FP32; the rest of an FP16 graph in FP16, that of an INT8 graph is free; FP32 is bare."""
+    """LayerNorm, softmax, means and maxima are FP32; the rest of an FP16 graph is FP16, that of an INT8 graph is free; FP32 is bare."""
     api = api_of("8.6")
     types, flags = api.library.DataType, api.library.BuilderFlag
     kinds = {
