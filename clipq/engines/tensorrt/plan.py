@@ -14,6 +14,7 @@ from clipq.engines.tensorrt.adapter import Api
 from clipq.engines.tensorrt.context import create_context, scratch_bytes, set_scratch
 from clipq.engines.tensorrt.cuda import Buffer, Cuda, Graph, OutOfDeviceMemoryError
 from clipq.engines.tensorrt.log import Line, last_failure
+from clipq.engines.tensorrt.trust import CheckedPlan
 from clipq.errors import ClipqError, EngineError, MissingRuntimeError, RefusedError
 
 _TYPES = {"FLOAT": "float32", "INT32": "int32"}
@@ -29,23 +30,24 @@ class Plan:
         uses_graphs: Replay batches of one size as a CUDA graph instead of enqueueing kernel by kernel.
     """
 
-    def __init__(self, api: Api, cuda: Cuda, path: Path, fix: str) -> None:
+    def __init__(self, api: Api, cuda: Cuda, checked: CheckedPlan, fix: str) -> None:
         """Load a plan that ``check_plan`` let pass.
 
         Args:
             api: The library.
             cuda: Where buffers and the stream come from.
-            path: Of the plan.
+            checked: The plan.
             fix: What the reader does when it cannot be used.
 
         Raises:
             EngineError: TensorRT cannot load it.
             OutOfDeviceMemoryError: Its weights do not fit.
             MissingRuntimeError: TensorRT-RTX says that it cannot run here.
+            RefusedError: The file changed after it was checked.
         """
         self.uses_graphs = False
-        self._api, self._cuda, self._path, self._fix = api, cuda, path, fix
-        self._runtime, self._engine = _deserialise(api, path, fix)
+        self._api, self._cuda, self._path, self._fix = api, cuda, checked.path, fix
+        self._runtime, self._engine = _deserialise(api, checked, fix)
         self._context = self._said("gives no execution context", create_context, api, self._engine)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name).name for name in names}
@@ -176,8 +178,8 @@ class Plan:
         return (name, _TYPES.get(kind, kind), *tuple(self._engine.get_tensor_shape(name))[1:])
 
 
-def _deserialise(api: Api, path: Path, fix: str) -> tuple[Any, Any]:
-    data = path.read_bytes()
+def _deserialise(api: Api, checked: CheckedPlan, fix: str) -> tuple[Any, Any]:
+    path, data = checked.path, checked.read()
     with api.log.listen() as lines:
         try:
             runtime = api.library.Runtime(api.logger)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from clipq.engines.tensorrt.cuda import Cuda, OutOfDeviceMemoryError, open_cuda,
 from clipq.engines.tensorrt.device import require_device
 from clipq.engines.tensorrt.inspector import read_inspector
 from clipq.engines.tensorrt.plan import Plan
-from clipq.engines.tensorrt.trust import check_plan, rebuild_command
+from clipq.engines.tensorrt.trust import CheckedPlan, check_plan, read_plan_facts, rebuild_command
 from clipq.errors import EngineError, MissingRuntimeError
 from clipq.progress import note
 
@@ -37,7 +35,9 @@ class TensorrtEngine(Engine):
         largest: Largest batch per tower that fits into device memory; the profile's largest until memory runs out.
     """
 
-    def __init__(self, engine_id: str, runtime: str, towers: Mapping[Tower, TowerSpec], files: Mapping[Tower, Path], rebuild: str) -> None:
+    def __init__(
+        self, engine_id: str, runtime: str, towers: Mapping[Tower, TowerSpec], files: Mapping[Tower, CheckedPlan], rebuild: str
+    ) -> None:
         super().__init__(engine_id, towers)
         self.largest: dict[Tower, int] = {}
         self._runtime = runtime
@@ -68,9 +68,9 @@ class TensorrtEngine(Engine):
         device = require_device()
         version = load_api(entry.runtime).version
         require_binding()
-        facts = json.loads(bundle.file(f"engines/{engine_id}/engine.json").read_text())
-        files: dict[Tower, Path] = {
-            tower: check_plan(bundle, engine_id, entry.towers[tower], facts.get("plans", {}).get(tower, {}), (version, device))
+        facts = read_plan_facts(bundle, engine_id)
+        files: dict[Tower, CheckedPlan] = {
+            tower: check_plan(bundle, engine_id, entry.towers[tower], facts.get(tower, {}), (version, device))
             for tower in INPUT_NAMES
             if tower in entry.towers
         }
@@ -102,8 +102,8 @@ class TensorrtEngine(Engine):
     def _open(self) -> None:
         self._cuda = open_cuda(spinning=not self.shares_cores)
         try:
-            for tower, path in self._files.items():
-                plan = self._plans[tower] = Plan(load_api(self._runtime), self._cuda, path, f"Run: {self._rebuild}")
+            for tower, checked in self._files.items():
+                plan = self._plans[tower] = Plan(load_api(self._runtime), self._cuda, checked, f"Run: {self._rebuild}")
                 plan.check_signature(INPUT_NAMES[tower], OUTPUT_NAME, self.towers[tower])
                 plan.uses_graphs = self.uses_graphs
                 self.largest[tower] = plan.batch[2]

@@ -7,6 +7,7 @@ library version or another GPU is not at fault: what it needs is missing here (e
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from clipq.artifact import Bundle
 from clipq.engines.tensorrt.adapter import TITLES
 from clipq.engines.tensorrt.device import DeviceFacts
 from clipq.errors import MissingRuntimeError, RefusedError
-from clipq.files import sha256_file
+from clipq.files import sha256_bytes, sha256_file
 from clipq.progress import note
 
 # The head of a plan, from TensorRT 8.6 on: tag (4 bytes), serialization version (4, zero), 8 more, size of the file (8), library version
@@ -49,13 +50,52 @@ class PlanFacts:
             RefusedError: A key is missing.
         """
         try:
-            compatibility = tuple(facts["compatibility"])
+            version, compatibility = str(facts["version"]), tuple(facts["compatibility"])
             if facts["runtime"] == "tensorrt-rtx":
-                return cls(facts["version"], "", tuple(facts["compute_capabilities"]), compatibility)
+                return cls(version, "", tuple(map(str, facts["compute_capabilities"])), compatibility)
             device = facts["device"]
-            return cls(facts["version"], device["name"], () if "hardware" in compatibility else (device["sm"],), compatibility)
+            return cls(version, str(device["name"]), () if "hardware" in compatibility else (str(device["sm"]),), compatibility)
         except (KeyError, TypeError, AttributeError) as error:
             raise RefusedError(f"{path} does not describe its plans", found=error, fix="Export the bundle again.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPlan:
+    """A plan that may be loaded, as long as its bytes have this hash: a file that is hashed, then read again, may be another one.
+
+    Attributes:
+        path: Where it is.
+        sha256: The manifest's, or of the file that was found where plans are trusted.
+    """
+
+    path: Path
+    sha256: str
+
+    def read(self) -> bytes:
+        """Return its bytes.
+
+        Raises:
+            RefusedError: They changed since they were checked.
+        """
+        data = self.path.read_bytes()
+        if sha256_bytes(data) != self.sha256:
+            raise RefusedError(
+                f"{self.path} changed after it was checked", fix="See who writes into the bundle, and run the command again."
+            )
+        return data
+
+
+def read_plan_facts(bundle: Bundle, engine_id: str) -> dict[str, Mapping[str, Any]]:
+    """Return tower -> what ``engine.json`` says of its plan.
+
+    Raises:
+        RefusedError: It is not the file that the manifest names, or does not tell.
+    """
+    path = bundle.file(f"engines/{engine_id}/engine.json")
+    try:
+        return {tower: dict(facts) for tower, facts in json.loads(path.read_text()).get("plans", {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RefusedError(f"{path} does not describe its plans", found=error, fix="Export the bundle again.") from error
 
 
 def rebuild_command(bundle: Bundle, engine_id: str) -> str:
@@ -63,8 +103,8 @@ def rebuild_command(bundle: Bundle, engine_id: str) -> str:
     return f"clipq-export --rebuild {bundle.folder} -o NEW --engines {engine_id}"
 
 
-def check_plan(bundle: Bundle, engine_id: str, name: str, facts: Mapping[str, Any], here: tuple[str, DeviceFacts]) -> Path:
-    """Return the path of a plan that may be loaded and can run here.
+def check_plan(bundle: Bundle, engine_id: str, name: str, facts: Mapping[str, Any], here: tuple[str, DeviceFacts]) -> CheckedPlan:
+    """Return a plan that may be loaded and can run here.
 
     The hash is checked by ``Bundle.file``. The driver is not compared: any driver that serves the library's CUDA runs the plan.
 
@@ -83,13 +123,15 @@ def check_plan(bundle: Bundle, engine_id: str, name: str, facts: Mapping[str, An
     path = bundle.file(name)
     version = read_plan_version(path, runtime, fix)
     described = PlanFacts.from_json(facts, bundle.folder / "engines" / engine_id / "engine.json")
-    if bundle.trust_plans and sha256_file(path) != bundle.manifest.files[name].sha256:
+    named = bundle.manifest.files[name].sha256
+    digest = sha256_file(path) if bundle.trust_plans else named
+    if digest != named:
         _say_once(f"{path} is not the plan that the manifest names; it is loaded because of --trust-engine")
         described = replace(described, version=version or described.version)  # of the file that is here
     else:
         _check_device(path, described, here[1], fix)
     _check_version(path, runtime, described, here[0], fix)
-    return path
+    return CheckedPlan(path, digest)
 
 
 def read_plan_version(path: Path, runtime: str, fix: str) -> str:
@@ -110,14 +152,14 @@ def read_plan_version(path: Path, runtime: str, fix: str) -> str:
 
 
 def _check_version(path: Path, runtime: str, plan: PlanFacts, here: str, fix: str) -> None:
-    """Check that this library reads the plan: the very same version, or a later one where the plan is version-compatible."""
+    """Check that this library reads the plan: the very same version, because a version-compatible plan needs its lean runtime in others."""
     built, loaded = _numbers(plan.version), _numbers(here)
     shared = min(len(built), len(loaded))  # 8.6 tells three numbers of its four
-    later = loaded[:shared] > built[:shared] and "version" in plan.compatibility
-    if built[:shared] != loaded[:shared] and not later:
+    if built[:shared] != loaded[:shared]:
         title = TITLES[runtime]
+        lean = ", or NVIDIA's lean runtime of it, which is not loaded here" if "version" in plan.compatibility else ""
         raise MissingRuntimeError(
-            f"{path} needs the {title} that built it", found=f"{title} {here}", expected=f"{title} {plan.version}", fix=fix
+            f"{path} needs the {title} that built it", found=f"{title} {here}", expected=f"{title} {plan.version}{lean}", fix=fix
         )
 
 

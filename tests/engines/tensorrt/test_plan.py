@@ -19,7 +19,9 @@ from clipq.engines.tensorrt.cuda import Buffer, Direction, Graph, OutOfDeviceMem
 from clipq.engines.tensorrt.log import Log, make_logger
 from clipq.engines.tensorrt.plan import Plan
 from clipq.engines.tensorrt.run import TensorrtEngine
+from clipq.engines.tensorrt.trust import CheckedPlan
 from clipq.errors import ClipqError, EngineError, MissingRuntimeError, RefusedError
+from clipq.files import sha256_bytes
 
 VERSIONS = ("8.6", "10.16", "11.4", "rtx-1.7")
 SPEC = TowerSpec("float32", (3, 2, 2), 4)
@@ -151,7 +153,7 @@ class Library:
 
 def _plan(tmp_path: Path, library: Library) -> Plan:
     (tmp_path / "image.plan").write_bytes(bytes(64))
-    return Plan(library.api, library.machine, tmp_path / "image.plan", "Rebuild.")
+    return Plan(library.api, library.machine, CheckedPlan(tmp_path / "image.plan", sha256_bytes(bytes(64))), "Rebuild.")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -267,7 +269,7 @@ def test_opening_that_fails_gives_everything_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run_module, "open_cuda", lambda spinning: machine)
     monkeypatch.setattr(run_module, "load_api", lambda _runtime: library.api)
     towers = {"image": SPEC, "text": TowerSpec("int32", (5,), 4)}
-    files = dict.fromkeys(("image", "text"), tmp_path / "image.plan")
+    files = dict.fromkeys(("image", "text"), CheckedPlan(tmp_path / "image.plan", sha256_bytes(bytes(64))))
     engine = TensorrtEngine("trt-fp16", "tensorrt", towers, files, "rebuild")  # type: ignore[arg-type]
     with pytest.raises(RefusedError, match="another tower's plan"), engine:
         pass

@@ -16,7 +16,7 @@ from toy_plans import ADA, ENGINE, make_planned_bundle, planned
 from clipq.artifact import Bundle
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.device import DeviceFacts, require_device
-from clipq.engines.tensorrt.trust import check_plan, read_plan_version
+from clipq.engines.tensorrt.trust import CheckedPlan, check_plan, read_plan_facts, read_plan_version
 from clipq.errors import MissingRuntimeError, RefusedError
 from clipq.files import write_json
 
@@ -42,15 +42,16 @@ def _facts(folder: Path, **changes: Any) -> dict[str, Any]:
     return {**json.loads((folder / f"engines/{ENGINE}/engine.json").read_text())["plans"]["image"], **changes}
 
 
-def _check(folder: Path, facts: dict[str, Any], *, trust: bool = False, version: str = "", device: DeviceFacts = ADA) -> Path:
+def _check(folder: Path, facts: dict[str, Any], *, trust: bool = False, version: str = "", device: DeviceFacts = ADA) -> CheckedPlan:
     return check_plan(Bundle.open(folder, trust_plans=trust), ENGINE, IMAGE, facts, (version or load_api("tensorrt-rtx").version, device))
 
 
 def test_plan_of_the_builder_is_let_through(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real plan with its own hash, for this version and a GPU it serves, passes without a word; its head names its version."""
-    path = _check(built, _facts(built))
-    assert path == built / IMAGE
-    assert read_plan_version(path, "tensorrt-rtx", "") == load_api("tensorrt-rtx").version
+    plan = _check(built, _facts(built))
+    assert plan == CheckedPlan(built / IMAGE, Bundle.open(built).manifest.files[IMAGE].sha256)
+    assert plan.read() == (built / IMAGE).read_bytes()
+    assert read_plan_version(plan.path, "tensorrt-rtx", "") == load_api("tensorrt-rtx").version
     assert capsys.readouterr().err == ""
 
 
@@ -87,6 +88,36 @@ def test_plan_with_another_hash_needs_trust(built: Path, tmp_path: Path, capsys:
     assert caught.value.exit_code == 5
     _check(folder, _facts(folder, device=None, compute_capabilities=["7.5"]), trust=True)  # what is said of another file does not count
     assert "loaded because of --trust-engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_plan_that_changes_after_its_check_is_not_loaded(built: Path, tmp_path: Path, *, trust: bool) -> None:
+    """The bytes that are handed over are those that were checked, also where another hash than the manifest's is trusted."""
+    folder = _copy(built, tmp_path)
+    plan = _check(folder, _facts(folder), trust=trust)
+    shutil.copy(folder / f"engines/{ENGINE}/text.plan", folder / IMAGE)
+    with pytest.raises(RefusedError, match=r"image\.plan changed after it was checked"):
+        plan.read()
+
+
+@pytest.mark.parametrize("text", ["{", "5", '{"plans": 5}', '{"plans": {"image": 5}}'])
+def test_broken_description_is_refused(built: Path, tmp_path: Path, text: str) -> None:
+    """Whatever stands in engine.json, the reader gets a line."""
+    folder = _copy(built, tmp_path)
+    (folder / f"engines/{ENGINE}/engine.json").write_text(text)
+    bundle = rewrite_manifest(folder, Bundle.open(folder).manifest.engines)
+    with pytest.raises(RefusedError, match="does not describe its plans"):
+        read_plan_facts(bundle, ENGINE)
+
+
+@pytest.mark.parametrize("change", [{"version": 5}, {"compute_capabilities": [8.9]}])
+def test_facts_of_another_type_are_no_crash(built: Path, change: dict[str, Any]) -> None:
+    """Numbers where texts are expected are read as what they look like."""
+    if "version" in change:
+        with pytest.raises(MissingRuntimeError, match="expected TensorRT-RTX 5"):
+            _check(built, _facts(built, **change))
+    else:
+        assert _check(built, _facts(built, **change)).path == built / IMAGE
 
 
 def test_plan_of_another_version_names_both_and_the_command(built: Path) -> None:
@@ -140,16 +171,17 @@ def _tensorrt_plan(folder: Path, head: bytes = b"ftrt" + bytes(20) + bytes([10, 
         ("10.3.0", "10.3.0.30", [], True),
         ("8.6.2", "8.6.1", [], False),
         ("10.3.0.30", "10.4.0.26", [], False),
-        ("10.3.0.30", "10.4.0.26", ["version"], True),
-        ("8.6.2", "10.3.0.30", ["version"], True),
+        ("10.3.0.30", "10.3.0.30", ["version"], True),
+        ("10.3.0.30", "10.4.0.26", ["version"], False),
         ("10.4.0.26", "10.3.0.30", ["version"], False),
         ("10.3.0.30", "10.4.0.26", ["hardware"], False),
     ],
 )
 def test_version_rule(built_with: str, here: str, compatibility: list[str], tmp_path: Path, *, runs: bool) -> None:
-    """The very same version, or any later one when the plan is version-compatible, as TensorRT documents."""
+    """The very same version: a version-compatible plan carries no runtime, and in another version it needs the lean one of its own."""
     facts = {"runtime": "tensorrt", "version": built_with, "device": ORIN.to_json(), "compatibility": compatibility}
-    _decide(tmp_path, facts, here, ORIN, None if runs else "needs the TensorRT that built it")
+    lean = "lean runtime" if compatibility == ["version"] else ""
+    _decide(tmp_path, facts, here, ORIN, None if runs else f"needs the TensorRT that built it.*{lean}")
 
 
 @pytest.mark.parametrize(
@@ -200,9 +232,12 @@ import sys
 from pathlib import Path
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.plan import Plan
+from clipq.engines.tensorrt.trust import CheckedPlan
 from clipq.errors import ClipqError
+from clipq.files import sha256_file
+path = Path(sys.argv[1])
 try:
-    Plan(load_api("tensorrt-rtx"), None, Path(sys.argv[1]), "Rebuild.")
+    Plan(load_api("tensorrt-rtx"), None, CheckedPlan(path, sha256_file(path)), "Rebuild.")
 except ClipqError as error:
     print(type(error).__name__, error)
 """
