@@ -134,8 +134,12 @@ class TensorrtEngine(Engine):
                 return self._plans[tower].run(batch, self.towers[tower].embed_dim)
             except OutOfDeviceMemoryError as error:
                 self._halve(tower, len(batch), error)
-        size = self.largest[tower]
-        return np.concatenate([self._fitting(tower, batch[start : start + size]) for start in range(0, len(batch), size)])
+        size, smallest = self.largest[tower], self._plans[tower].batch[0]
+        pieces = []
+        for start in range(0, len(batch), size):
+            first = min(start, len(batch) - smallest)  # the last piece begins earlier where the plan takes none as small as what is left
+            pieces.append(self._fitting(tower, batch[first : start + size])[start - first :])
+        return np.concatenate(pieces)
 
     def _halve(self, tower: Tower, n: int, error: OutOfDeviceMemoryError) -> None:
         """Allow half the batch from now on, and say so.

@@ -46,8 +46,10 @@ class TimingCache:
     def load(self, config: Any) -> str:
         """Give the latest timings to a build; return their hash, empty where there are none that fit."""
         digest, blob = self._latest()
-        cache = config.create_timing_cache(blob)
-        if config.set_timing_cache(cache, False):  # False: refuse those of another GPU; the argument has other names in other versions
+        cache = config.create_timing_cache(blob)  # None where it is of no use, e.g. of another build of the same version
+        if cache is not None and config.set_timing_cache(
+            cache, False
+        ):  # False: refuse those of another GPU; the argument has other names in other versions
             return digest
         config.set_timing_cache(config.create_timing_cache(b""), False)
         return ""
@@ -68,8 +70,9 @@ class TimingCache:
         try:
             with _held(self._folder):
                 digest, blob = self._latest()
-                if digest and digest != loaded:
-                    cache.combine(config.create_timing_cache(blob), False)
+                others = config.create_timing_cache(blob) if digest and digest != loaded else None
+                if others is not None:
+                    cache.combine(others, False)
                 return self._write(bytes(cache.serialize()))
         except ClipqError as error:
             note(f"TensorRT's timings were not kept: {error}")

@@ -172,6 +172,15 @@ def test_batch_that_does_not_fit_is_halved_aloud(n: int, fits: int, tried: list[
     assert max(plan.tried) <= fits
 
 
+def test_no_piece_is_below_the_smallest_batch_of_the_plan() -> None:
+    """What is left of a batch may be less than the plan takes: the last piece then begins earlier, and no row comes twice."""
+    plan = SmallDevice(4)
+    plan.batch = (3, 8, 64)
+    engine = _engine(plan)
+    assert engine.run("image", _pixels(9))[:, 0].tolist() == list(range(9))
+    assert plan.tried == [9, 4, 4, 3]
+
+
 def test_no_batch_at_all_that_fits_is_an_error() -> None:
     """When not even the profile's smallest batch fits, the line says so and names a plan that would be smaller."""
     with pytest.raises(EngineError, match=r"out of device memory at a batch of 1, and its plan takes none below 1.*--batch 1,1,1"):

@@ -102,6 +102,16 @@ def test_foreign_or_damaged_timings_are_left_out(tmp_path: Path) -> None:
     assert cache.load(Config()) == ""
 
 
+def test_timings_that_the_library_cannot_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT answers with none at all; the build goes on without them, and keeps its own."""
+    cache = TimingCache(tmp_path, "8.6.2", ORIN)
+    build(cache, "a")
+    monkeypatch.setattr(Config, "create_timing_cache", lambda _self, blob: None if blob else Cache(blob))
+    loaded, kept = build(cache, "b")
+    assert loaded == ""
+    assert json.loads((next(tmp_path.iterdir()) / f"{kept}.timing").read_bytes()) == ["b"]
+
+
 def test_old_timings_are_cleared(tmp_path: Path) -> None:
     """The folder does not grow without end, and the latest is never cleared."""
     cache = TimingCache(tmp_path, "8.6.2", ORIN)
