@@ -23,7 +23,7 @@ from clipq.export.graphs import CALIBRATED, GraphMaker, graph_name
 from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
-from clipq.export.plans import PlanMaker, require_builder
+from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.stages import Facts, Stages, refuse_foreign
 from clipq.export.tokenizer import export_tokenizer
 from clipq.files import locked, sha256_json, write_json
@@ -65,7 +65,8 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False, choose_
         _refuse_folder(folder, recipe, resume=resume)
         if (folder / MANIFEST).exists():
             return _verified(folder, checkpoint)
-        key = {"recipe": recipe.sha256(), "model": checkpoint.state_sha256, "versions": library_versions()}
+        device = None if recipe.graphs_only else target_device(recipe.engines)
+        key = {"recipe": recipe.sha256(), "model": checkpoint.state_sha256, "versions": library_versions(), "device": device}
         stages = Stages.open(folder, key, resume=resume)
         calibration = Calibration(source, recipe, folder, checkpoint.preprocess) if source else None
         write_manifest(folder, _make_all(recipe, checkpoint, stages, calibration, choose_kept))

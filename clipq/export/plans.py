@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipq.artifact import PLAN_SUFFIX
-from clipq.engines.table import Kind
+from clipq.engines.table import ENGINES, Kind
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.build import BuildOptions, build_plan, log_of
 from clipq.engines.tensorrt.device import require_device
@@ -32,6 +32,15 @@ def require_builder(kind: Kind, *, fix: str) -> None:
     except MissingRuntimeError as error:
         why = str(error).rstrip(".")
         raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {why}", fix=fix) from error
+
+
+def target_device(engine_ids: Iterable[str]) -> dict[str, Any] | None:
+    """Return the GPU that plans of these engines are built for where it counts, or None: what began on another one is not continued here.
+
+    Raises:
+        MissingRuntimeError: TensorRT would build, and there is no device.
+    """
+    return require_device().to_json() if any(ENGINES[engine_id].runtime == "tensorrt" for engine_id in engine_ids) else None
 
 
 def plan_sources(kind: Kind, graphs: Mapping[str, str]) -> dict[str, str]:

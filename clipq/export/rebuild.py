@@ -13,10 +13,9 @@ from typing import Any
 from clipq.artifact import MANIFEST, PLAN_SUFFIX, Bundle, EngineEntry, Manifest, write_manifest
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
-from clipq.engines.tensorrt.device import require_device
 from clipq.errors import RefusedError, UsageError, unknown_name
 from clipq.export.description import description_name, write_description
-from clipq.export.plans import PlanMaker, require_builder
+from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.stages import Facts, Stages
 from clipq.files import atomic_path, locked, sha256_file
 from clipq.machine import describe_machine, library_versions
@@ -52,7 +51,7 @@ def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, op
         "engines": list(chosen),
         "options": _described(options),
         "versions": library_versions(),
-        "device": _device(chosen),
+        "device": target_device(chosen),
     }
     with locked(folder):
         if (folder / MANIFEST).exists():
@@ -83,11 +82,6 @@ def _chosen(parent: Bundle, engine_ids: tuple[str, ...]) -> tuple[str, ...]:
         if engine_id not in ENGINES or not ENGINES[engine_id].planned:
             raise unknown_name("engine with a plan to build", engine_id, [name for name, kind in ENGINES.items() if kind.planned])
     return chosen
-
-
-def _device(chosen: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the GPU that plans are built for, where it counts: a run that began on another one is not continued here."""
-    return require_device().to_json() if any(ENGINES[engine_id].runtime == "tensorrt" for engine_id in chosen) else None
 
 
 def _described(options: BuildOptions) -> dict[str, Any]:

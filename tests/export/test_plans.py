@@ -17,9 +17,10 @@ import pytest
 from clipq.artifact import Bundle, describe_file
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
+from clipq.engines.tensorrt.device import DeviceFacts
 from clipq.errors import ExportError, MissingRuntimeError, RefusedError, UsageError
 from clipq.export.pipeline import export_bundle
-from clipq.export.plans import plan_sources
+from clipq.export.plans import plan_sources, target_device
 from clipq.export.rebuild import rebuild_bundle
 from clipq.files import sha256_file
 from clipq.recipe import Recipe
@@ -133,6 +134,31 @@ def test_rebuild_goes_on_after_an_interruption(graphs: Bundle, tmp_path: Path, m
     monkeypatch.setattr(plans, "build_plan", lambda *a: built.append(a[2].name) or real(*a))
     rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "here", OPTIONS, resume=True)
     assert built == ["image.plan", "text.plan"]
+
+
+def test_only_tensorrt_builds_for_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX builds for many; of TensorRT the GPU is part of what a run depends on."""
+    orin = DeviceFacts("Orin", "8.7", "540.3.0", "12.2", 8 << 30)
+    monkeypatch.setattr("clipq.export.plans.require_device", lambda: orin)
+    assert target_device(["torch-fp32", "trtrtx-int8"]) is None
+    assert target_device(["torch-fp32", "trt-int8"]) == orin.to_json()
+
+
+@rtx
+def test_rebuild_of_another_gpu_is_not_continued(graphs: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that was begun on another device would mix plans of both."""
+    from clipq.export import plans, rebuild
+
+    def interrupted(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plans, "build_plan", interrupted)
+    monkeypatch.setattr(rebuild, "target_device", lambda _chosen: {"name": "Orin"})
+    with pytest.raises(KeyboardInterrupt):
+        rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "here", OPTIONS)
+    monkeypatch.setattr(rebuild, "target_device", lambda _chosen: {"name": "Thor"})
+    with pytest.raises(UsageError, match="cannot be continued; found another device"):
+        rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "here", OPTIONS, resume=True)
 
 
 def test_rebuild_refuses_what_it_cannot_build(graphs: Bundle, tmp_path: Path) -> None:
