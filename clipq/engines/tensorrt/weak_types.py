@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-# What has no arithmetic of its own to constrain.
-_FREE = ("CAST", "CONSTANT", "DEQUANTIZE", "IDENTITY", "QUANTIZE", "SHAPE")
+# What has no arithmetic of its own to constrain. Nor has LayerNorm: it computes in FP32 whatever the flags are, a constraint would only
+# hold what it reads and gives in FP32 [its compute_precision in the Python API], and with it what it is fused with [TensorRT issue 4540].
+_FREE = ("CAST", "CONSTANT", "DEQUANTIZE", "IDENTITY", "NORMALIZATION", "QUANTIZE", "SHAPE")
 # What our graphs keep in FP32, whatever the rest is: sums over a whole row overflow or lose digits in FP16. The position of the last
 # token is that of the largest token id; 8.6 looks for it among floats, and FP16 holds whole numbers up to 2048 only.
-_FP32 = ("NORMALIZATION", "REDUCE", "SOFTMAX", "TOPK")
+_FP32 = ("REDUCE", "SOFTMAX", "TOPK")
 
 
 def set_weak_types(library: Any, config: Any, network: Any, precision: str) -> None:

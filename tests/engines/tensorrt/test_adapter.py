@@ -47,7 +47,7 @@ def _layer(kind: str, dtype: Any) -> Recorder:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_types_of_8_6_come_from_flags_and_layers(precision: str) -> None:
-    """LayerNorm, softmax, means and maxima are FP32; the rest of an FP16 graph is FP16, that of an INT8 graph is free; FP32 is bare."""
+    """Softmax, means and maxima are held in FP32, where LayerNorm is anyway; the rest of FP16 is FP16, of INT8 free; FP32 is bare."""
     api = api_of("8.6")
     types, flags = api.library.DataType, api.library.BuilderFlag
     kinds = {
@@ -68,7 +68,7 @@ def test_types_of_8_6_come_from_flags_and_layers(precision: str) -> None:
     config = Recorder("8.6", "IBuilderConfig")
     api.set_types(config, network, precision)
     held = {kind: layer.values["precision"].name for kind, layer in made.items() if layer.values}
-    fp32 = dict.fromkeys(("NORMALIZATION", "SOFTMAX", "REDUCE", "TOPK"), "FLOAT")
+    fp32 = dict.fromkeys(("SOFTMAX", "REDUCE", "TOPK"), "FLOAT")
     rest = dict.fromkeys(("MATRIX_MULTIPLY", "ELEMENTWISE"), "HALF")
     assert held == {"fp32": {}, "fp16": {**fp32, **rest}, "int8": fp32}[precision]
     wanted = {"fp32": [], "fp16": [flags.FP16, flags.OBEY_PRECISION_CONSTRAINTS]}
