@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 from collections.abc import Callable
@@ -73,8 +74,11 @@ class CudaPython:
         self._call("cudaStreamBeginCapture", self._stream, self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()
-        finally:
-            graph = self._call("cudaStreamEndCapture", self._stream)
+        except BaseException:  # its reason counts, not that the recording is of no use now
+            with contextlib.suppress(EngineError):
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", self._stream))
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
         launchable = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
         return Graph(

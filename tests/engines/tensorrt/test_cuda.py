@@ -157,12 +157,21 @@ def test_recording_ends_even_when_the_work_fails(monkeypatch: pytest.MonkeyPatch
     bound = _cuda_python(monkeypatch, runtime)
     with pytest.raises(ZeroDivisionError):
         bound.capture(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
-    assert runtime.said[-1] == "cudaStreamEndCapture"
+    assert runtime.said[-2:] == ["cudaStreamEndCapture", "cudaGraphDestroy"]
     graph = bound.capture(lambda: None)
     graph.launch()
     assert runtime.said[-1] == "cudaGraphLaunch"
     graph.free()
     assert runtime.said[-1] == "cudaGraphExecDestroy"
+
+
+def test_reason_of_a_failed_recording_is_that_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA then says only that the recording is invalid; what failed in it is what the reader needs."""
+    bound = _cuda_python(monkeypatch, Runtime("cudaStreamEndCapture", Status.cudaErrorInsufficientDriver))
+    with pytest.raises(ZeroDivisionError):
+        bound.capture(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    with pytest.raises(EngineError, match="cudaStreamEndCapture"):
+        bound.capture(lambda: None)
 
 
 class Driver(ModuleType):
