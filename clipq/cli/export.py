@@ -114,7 +114,7 @@ def _add_plans(parser: argparse.ArgumentParser, default: Recipe) -> None:
         metavar="version,hardware",
         type=comma_list,
         default=default.compatibility,
-        help="plans that other TensorRT versions, or other GPUs, can load; costs speed",
+        help="plans that other GPUs can load, or other TensorRT versions with the lean runtime of this one; costs speed",
     )
     group.add_argument(
         "--compute-capability",
