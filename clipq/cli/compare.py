@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipq.cli.options import add_gates, add_json, add_quiet, comma_list, end_on_failure, write_json_option
+from clipq.cli.gates import add_gates, end_on_failure, gates_asked, write_for_ci
+from clipq.cli.options import add_json, add_quiet, comma_list, write_json_option
 from clipq.errors import UsageError
 
 
@@ -26,21 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, print the table, and raise GateFailedError when a gate of --fail-on fails."""
-    from clipq.evaluate.gates import parse_gate
+    """Compare, print the table, and raise GateFailedError when a gate fails that was asked for.
+
+    Nothing is judged unless gates, a proof or a file for CI are asked for.
+    """
+    from clipq.evaluate.gates.presets import describe_gates, read_gates
     from clipq.evaluate.verdict import judge
 
-    for rule in args.fail_on:
-        parse_gate(rule)
+    gates = read_gates(args.fail_on, args.gates)
     comparison = _compare(args.reports, args.engines)
     comparison["gates"], comparison["verdict"] = [], {}
-    if args.fail_on or args.require_proof:
-        comparison["gates"], comparison["verdict"] = judge(comparison, args.fail_on)
+    if gates_asked(args) or args.junit or args.summary:
+        comparison["provenance"] = {"gates": describe_gates(gates)}
+        comparison["gates"], comparison["verdict"] = judge(comparison, args.fail_on, args.gates)
     if args.json:
         write_json_option(args.json, comparison)
+    write_for_ci(args, comparison)
     if args.json != "-":
         print(summary(comparison))
-    end_on_failure(comparison["gates"], require_proof=args.require_proof)
+    if gates_asked(args):
+        end_on_failure(comparison["gates"], require_proof=args.require_proof)
     return 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import Bundle
+from clipq.cli.gates import add_gates, end_on_failure, gates_asked, write_for_ci
 from clipq.cli.options import (
-    add_gates,
     add_json,
     add_limit,
     add_output,
@@ -17,7 +17,6 @@ from clipq.cli.options import (
     add_seed,
     add_trust,
     comma_list,
-    end_on_failure,
     write_json_option,
 )
 from clipq.files import locked, reading
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the verdict, and end with 3 when a gate of --fail-on fails."""
+    """Evaluate, print the verdict, and end with 3 when a gate fails that was asked for."""
     from clipq.evaluate.suite import EvalOptions, evaluate_bundle
 
     options = EvalOptions(
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         bench_seconds=0.0 if args.no_bench else args.bench_seconds,
         rules=tuple(args.fail_on),
+        presets=tuple(args.gates),
         allow_fallback=args.allow_fallback,
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
@@ -70,9 +70,10 @@ def run(args: argparse.Namespace) -> int:
         report = evaluate_bundle(bundle, options, args.output)
     if args.json:
         write_json_option(args.json, report)
+    write_for_ci(args, report)
     if args.json != "-":
         print(summary(report, args.output))
-    if args.fail_on or args.require_proof:
+    if gates_asked(args):
         end_on_failure(report["gates"], require_proof=args.require_proof)
     return 0
 

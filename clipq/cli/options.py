@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from clipq.errors import GateFailedError
 from clipq.files import write_json
 
 
@@ -58,24 +56,3 @@ def write_json_option(target: str, value: object) -> None:
         print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         write_json(Path(target), value)
-
-
-def add_gates(parser: argparse.ArgumentParser) -> None:
-    """Add ``--fail-on`` and ``--require-proof``."""
-    help_text = "end with exit code 3 when this holds, e.g. 'acc1.delta_pp<-1.0'; may be given several times"
-    parser.add_argument("--fail-on", metavar="RULE", action="append", default=[], help=help_text)
-    proof = "end with exit code 3 as well where the sample is too small to show that a gate passes"
-    parser.add_argument("--require-proof", action="store_true", help=proof)
-
-
-def end_on_failure(gates: list[dict[str, Any]], *, require_proof: bool) -> None:
-    """Raise when a gate failed, or with ``require_proof`` when one could not be shown to pass.
-
-    Raises:
-        GateFailedError: Names the first three.
-    """
-    bad = [gate for gate in gates if gate["outcome"] == "fail" or (require_proof and gate["outcome"] == "unproven")]
-    if bad:
-        shown = "; ".join(f"{gate['engine']}: {gate['why']} ({gate['rule']})" for gate in bad[:3])
-        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise GateFailedError(f"{len(bad)} of {len(gates)} gates failed: {shown}{more}")

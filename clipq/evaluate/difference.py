@@ -90,7 +90,9 @@ def of_one_report(stored: StoredReport, engines: Sequence[str] = ()) -> dict[str
     report = stored.report
     chosen = engines or [engine for engine in report["engines"] if engine != report["baseline"]]
     parts = {part: {e: report[part][e] for e in chosen if e in report[part]} for part in ("engines", "results", "ood", "paired", "bench")}
-    return {"schema": SCHEMA, "baseline": report["baseline"], "second": str(stored.path), "datasets": report["datasets"], **parts}
+    first = {engine: report["bench"].get(report["baseline"], {}) for engine in chosen}
+    facts = {"schema": SCHEMA, "baseline": report["baseline"], "second": str(stored.path), "datasets": report["datasets"]}
+    return {**facts, **parts, "bench_first": first}
 
 
 def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side, Side]], resamples: int) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         "engines": {b.engine: second.report["engines"][b.engine] for _, b in sides},
         "datasets": second.report["datasets"],
         "bench": {b.engine: b.part("bench") for _, b in sides},
+        "bench_first": {b.engine: a.part("bench") for a, b in sides},
         "results": {},
         "ood": {},
         "paired": {},

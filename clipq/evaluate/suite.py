@@ -13,7 +13,7 @@ from clipq.evaluate.answers import probability_rule
 from clipq.evaluate.datasets import load_sets
 from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
-from clipq.evaluate.gates import parse_gate
+from clipq.evaluate.gates.presets import describe_gates, read_gates
 from clipq.evaluate.latency import bench
 from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
@@ -40,7 +40,8 @@ class EvalOptions:
         threads: CPU threads; None means one per usable core.
         bench_seconds: Time per engine and latency scenario; 0 measures no latency.
         resamples: Bootstrap resamples.
-        rules: Gates; empty means the default ones.
+        rules: Gates, one by one.
+        presets: Gates by the name of several; without rules and presets the default ones.
         allow_fallback: Evaluate an engine that does not run in its precision too, and mark it.
     """
 
@@ -56,6 +57,7 @@ class EvalOptions:
     bench_seconds: float = 2.0
     resamples: int = 2000
     rules: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
@@ -74,15 +76,14 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     """Evaluate the engines of a bundle, write the report into ``folder`` and return it.
 
     Raises:
-        UsageError: An engine, data set or rule is unknown.
+        UsageError: An engine, data set, rule or preset is unknown.
         MissingRuntimeError: A runtime that was asked for, or a library of the report, is not installed.
         DataError: The data is unusable, or was used for calibration.
         EngineError: An engine failed, or does not run in the precision it is named after.
         RefusedError: A file is not what the manifest says.
     """
     require_report_libraries()
-    for rule in options.rules:
-        parse_gate(rule)
+    gates = read_gates(options.rules, options.presets)
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
     inside, outside = load_sets(bundle, options.data, options.ood, limit=options.limit, seed=options.seed)
@@ -94,7 +95,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "baseline": options.baseline,
-        "provenance": {**describe_run(bundle), **_conditions(bundle, options, threads)},
+        "provenance": {**describe_run(bundle), **_conditions(bundle, options, threads), "gates": describe_gates(gates)},
         "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
         "datasets": embedded.describe_sets(),
         "results": scores.results,
@@ -102,7 +103,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "paired": scores.paired,
         "bench": measured,
     }
-    report["gates"], report["verdict"] = judge(report, options.rules)
+    report["gates"], report["verdict"] = judge(report, options.rules, options.presets)
     write_report(report, scores.samples, folder)
     return report
 

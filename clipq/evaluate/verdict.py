@@ -17,27 +17,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipq.evaluate.domination import dominated_by, domination
-from clipq.evaluate.gates import Gate, Reading, judge_reading, parse_gate, readings
+from clipq.evaluate.gates.judging import judge_reading
+from clipq.evaluate.gates.parse import parse_gate
+from clipq.evaluate.gates.presets import Group, read_gates
+from clipq.evaluate.gates.readings import Reading, readings
 from clipq.evaluate.report.ran import proof_of
 
-DEFAULT_RULES = ("acc1.delta_pp<-1.0", "ece15.delta>0.01", "mcm.auroc.delta<-0.01")
 
-
-def judge(report: Mapping[str, Any], rules: Sequence[str] = ()) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def judge(
+    report: Mapping[str, Any], rules: Sequence[str] = (), presets: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Judge every engine but the baseline.
 
     Args:
         report: The report's ``baseline``, ``engines``, ``datasets``, ``results``, ``ood``, ``paired`` and ``bench``; not changed.
-        rules: What fails, e.g. ``acc1.delta_pp<-1.0``. Empty: ``DEFAULT_RULES``, of which those that concern nothing measured are
-            left out. A rule that was asked for and concerns nothing measured fails.
+        rules: What fails, e.g. ``acc1.delta_pp<-1.0``, or what is promised, e.g. ``acc1:max-degradation=0.01``. A rule that concerns
+            nothing measured fails.
+        presets: Names of ``PRESETS``. Rules of a preset that concern nothing measured are left out, but not all of them. Without
+            rules and presets the default ones apply.
 
     Returns:
         ``report["gates"]`` and ``report["verdict"]``.
 
     Raises:
         UsageError: A rule cannot be read or names something unknown.
+        ClipqError: A rule asks for a percentage of a baseline that is zero.
     """
-    gates = [result for rule in rules or DEFAULT_RULES for result in _judge_rule(report, parse_gate(rule), asked=bool(rules))]
+    gates = [result for group in read_gates(rules, presets) for result in _judge_group(report, group)]
     engines = [engine for engine in report["engines"] if engine != report["baseline"]]
     failed = {gate["engine"] for gate in gates if gate["outcome"] == "fail"}
     verdict = {}
@@ -47,15 +53,17 @@ def judge(report: Mapping[str, Any], rules: Sequence[str] = ()) -> tuple[list[di
     return gates, verdict
 
 
-def _judge_rule(report: Mapping[str, Any], gate: Gate, *, asked: bool) -> Iterator[dict[str, Any]]:
+def _judge_group(report: Mapping[str, Any], group: Group) -> Iterator[dict[str, Any]]:
     seen = set()
-    for reading in readings(gate, report):
-        seen.add(reading.engine)
-        yield judge_reading(gate, reading)
+    for gate in group.gates:
+        for reading in readings(gate, report):
+            seen.add(reading.engine)
+            yield {**judge_reading(gate, reading), "preset": group.preset}
+    first = group.gates[0]
     for engine in report["engines"]:
-        concerned = engine != report["baseline"] and gate.engine in {None, engine}
-        if asked and concerned and engine not in seen:
-            yield judge_reading(gate, Reading(engine, "", "", None, None, None))
+        concerned = engine != report["baseline"] and first.engine in {None, engine}
+        if group.required and concerned and engine not in seen:
+            yield {**judge_reading(first, Reading(engine, "", "", None, None, None)), "preset": group.preset}
 
 
 def _verdict(report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str, Any]], failed: set[str]) -> dict[str, Any]:

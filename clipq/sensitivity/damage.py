@@ -20,7 +20,6 @@ import numpy as np
 from clipq.artifact import ModelEntry
 from clipq.engines.base import Float32, Tower
 from clipq.evaluate.answers import answer
-from clipq.evaluate.gates import no_narrower
 from clipq.evaluate.metrics import calibration, detection
 from clipq.evaluate.metrics.arrays import Float64, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_predictions
@@ -28,6 +27,7 @@ from clipq.evaluate.metrics.paired import sample_cosines
 from clipq.evaluate.statistics.bootstrap import RESAMPLES, Resampled, percentile_interval, resample_counts
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
+from clipq.evaluate.statistics.small_samples import no_narrower
 from clipq.evaluate.zeroshot import classifier
 from clipq.sensitivity.data import SearchData
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from report_example import ID, OOD, make_example
 
 from clipq.cli.main import main
+from clipq.evaluate.gates.presets import PRESETS
 from clipq.evaluate.verdict import judge
 
 FIRST, SECOND = "first", "second"
@@ -126,6 +128,63 @@ def test_passing_gate_is_exit_code_0(reports, capsys):
     assert "pass:" not in call(capsys, reports / FIRST)[1]
 
 
+@pytest.mark.parametrize(
+    ("gates", "code"),
+    [
+        (["--gates", "mlperf-99,non-inferior"], 3),
+        (["--gates", "mlperf-99", "--gates", "default"], 3),
+        (["--fail-on", "acc1:max-degradation=0.5", "--fail-on", "ece15:threshold=0.9"], 0),
+        (["--fail-on", "ort-fp32:acc1:percent-max-degradation=5"], 0),
+        (["--fail-on", "acc1:min-improvement=0.9"], 3),
+        (["--fail-on", "image-b1.p50_s:percent-max-degradation=0"], 0),
+        (["--fail-on", "image-b1.p50_s:percent-min-improvement=95"], 3),
+    ],
+)
+def test_goals_and_presets_decide_the_exit_code(reports, capsys, gates, code):
+    """Goals and presets end with 3 like any other rule, and the JSON tells which were judged."""
+    found, out, err = call(capsys, reports / FIRST, *gates, "--json", "-")
+    comparison = json.loads(out)
+    assert found == code, err
+    assert {gate["rule"] for gate in comparison["gates"]} == set(comparison["provenance"]["gates"]["rules"])
+    assert comparison["provenance"]["gates"]["presets"] == [
+        name for word in gates if not word.startswith("--") and ":" not in word for name in word.split(",")
+    ]
+
+
+def test_files_for_ci_are_written_whatever_the_outcome(reports, capsys, tmp_path):
+    """JUnit and summary stand before exit code 3; without a gate asked for, the default ones are written and nothing fails."""
+    junit, summary = tmp_path / "new" / "junit.xml", tmp_path / "summary.md"
+    files = ["--junit", junit, "--summary", summary]
+    assert call(capsys, reports / FIRST, reports / SECOND, "--gates", "mlperf-99.9", *files)[0] == 3
+    suites = ET.parse(junit).getroot()
+    assert {suite.get("name") for suite in suites} == {"ort-fp32", "ort-int8-static", "torch-fp32"}
+    assert any(suite.get("failures") != "0" for suite in suites)
+    assert "| ort-int8-static | **do not ship** |" in summary.read_text()
+    assert call(capsys, reports / FIRST, *files)[0] == 0
+    assert {case.get("name").split(" on ")[0] for case in ET.parse(junit).iter("testcase")} == set(PRESETS["default"])
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["junit.xml", "summary.md"]
+
+
+def test_unproven_gates_are_skipped_unless_proof_is_required(reports, capsys, tmp_path):
+    """What 600 images cannot show is skipped in JUnit, and with --require-proof a failure there as on the command line."""
+    options = ["--fail-on", "ort-fp32:acc1.delta_pp<-0.1", "--junit", tmp_path / "j.xml"]
+    assert call(capsys, reports / FIRST, *options)[0] == 0
+    assert [len(list(ET.parse(tmp_path / "j.xml").iter(tag))) for tag in ("skipped", "failure")] == [1, 0]
+    assert call(capsys, reports / FIRST, *options, "--require-proof")[0] == 3
+    assert [len(list(ET.parse(tmp_path / "j.xml").iter(tag))) for tag in ("skipped", "failure")] == [0, 1]
+
+
+def test_percentage_of_a_zero_baseline_is_one_line(reports, capsys, tmp_path):
+    """Exit code 1 and a line that names the gate."""
+    report = json.loads((reports / FIRST / "report.json").read_text())
+    entry = report["results"]["ort-fp32"][ID]["acc1"]
+    entry["delta"] = entry["value"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    code, out, err = call(capsys, tmp_path, "--gates", "mlperf-99")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "acc1:percent-max-degradation=1 asks for a percentage" in err
+
+
 def test_proof_can_be_required(reports, capsys):
     """What 600 images cannot show passes by default and fails with --require-proof."""
     rule = ["--fail-on", "ort-fp32:acc1.delta_pp<-0.1"]
@@ -143,6 +202,9 @@ def test_proof_can_be_required(reports, capsys):
         ([FIRST, "--engines", "ort-fp32,nope"], 2, "unknown engine of this report 'nope'"),
         ([FIRST, FIRST, FIRST], 2, "too many reports"),
         ([FIRST, "--fail-on", "ac1.delta<0"], 2, "Did you mean 'acc1'?"),
+        ([FIRST, "--fail-on", "acc1:max-degradtion=0.01"], 2, "Did you mean 'max-degradation'?"),
+        ([FIRST, "--gates", "non-inferor"], 2, "Did you mean 'non-inferior'?"),
+        ([FIRST, "--junit", FIRST], 2, "is a folder"),
         (["nowhere"], 2, "no report at"),
         ([], 2, "the following arguments are required"),
     ],

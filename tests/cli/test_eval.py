@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 import time
+from importlib.resources import files as files_of
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
+import jsonschema
 import pytest
 from toy_bundle import make_toy_bundle
 
 from clipq.cli.main import main
+from clipq.evaluate.gates.presets import PRESETS
 from clipq.files import locked
 
 DATA = ["--data", "synthetic:scenes", "--ood", "synthetic:scenes-far"]
@@ -61,12 +65,45 @@ def test_json_on_stdout_is_only_json(bundle: Path, tmp_path: Path, capsys: pytes
         (["--fail-on", "acc1.delta_pp<-4"], 0),
         (["--fail-on", "acc1.delta_pp<-4", "--require-proof"], 3),
         (["--fail-on", "nonsense"], 2),
+        (["--fail-on", "disagreement:threshold=1"], 0),
+        (["--fail-on", "disagreement:threshold=1", "--gates", "non-inferior"], 3),
+        (["--gates", "mlperf"], 2),
     ],
 )
 def test_gates_decide_the_exit_code(bundle: Path, tmp_path: Path, options: list[str], code: int) -> None:
     """A gate that fails (or, with proof required, is not shown) ends with 3, the report is written; nonsense ends with 2 at once."""
     assert main(["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), *options, "-q"]) == code
     assert (tmp_path / "out" / "report.json").exists() is (code != 2)
+
+
+def test_the_record_names_the_gates_and_ci_gets_its_files(bundle: Path, tmp_path: Path) -> None:
+    """Presets and rules stand in the provenance; JUnit and summary say what the report says, though a gate fails."""
+    gates = ["--gates", "default,non-inferior", "--fail-on", "acc1:threshold=0.999"]
+    files = ["--junit", str(tmp_path / "junit.xml"), "--summary", str(tmp_path / "summary.md")]
+    assert main(["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), *gates, *files, "-q"]) == 3
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["provenance"]["gates"] == {
+        "presets": ["default", "non-inferior"],
+        "rules": ["acc1:threshold=0.999", *PRESETS["default"], *PRESETS["non-inferior"]],
+    }
+    suites = ET.parse(tmp_path / "junit.xml").getroot()
+    assert [suite.get("name") for suite in suites] == list(report["verdict"])
+    assert sum(int(suite.get("failures") or 0) for suite in suites) == sum(gate["outcome"] == "fail" for gate in report["gates"])
+    assert "| ort-int8-static | **do not ship** |" in (tmp_path / "summary.md").read_text()
+    schema = json.loads((files_of("clipq.evaluate.report") / "report.schema.json").read_text())
+    jsonschema.validate(report, schema)
+
+
+def test_a_percentage_of_a_zero_baseline_keeps_the_embeddings(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The toy model has nothing right, so 99 % of it is an error in one line, and another gate goes on with what was embedded."""
+    arguments = ["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), "-q"]
+    assert main([*arguments, "--gates", "mlperf-99"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Top-1 accuracy on synthetic:scenes, which is zero" in line
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("embeddings/*/*.npy")}
+    assert kept
+    assert main([*arguments, "--resume", "--fail-on", "acc1:max-degradation=0.5"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.parametrize(

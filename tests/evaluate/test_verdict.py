@@ -11,8 +11,12 @@ from report_example import ID, make_example
 from scipy.stats import binomtest
 
 from clipq.errors import UsageError
-from clipq.evaluate.gates import Reading, images_needed, judge_reading, parse_gate, wilson_interval
-from clipq.evaluate.verdict import DEFAULT_RULES, judge
+from clipq.evaluate.gates.judging import images_needed, judge_reading
+from clipq.evaluate.gates.parse import parse_gate
+from clipq.evaluate.gates.presets import PRESETS
+from clipq.evaluate.gates.readings import Reading
+from clipq.evaluate.statistics.small_samples import wilson_interval
+from clipq.evaluate.verdict import judge
 
 
 def entry(delta, low, high, n=10_000, value=0.7):
@@ -217,7 +221,7 @@ def test_judging_changes_nothing_and_uses_default_gates():
     before = copy.deepcopy(report)
     gates, verdicts = judge(report)
     assert report == before
-    assert {gate["rule"] for gate in gates} == set(DEFAULT_RULES)
+    assert {gate["rule"] for gate in gates} == set(PRESETS["default"])
     assert set(verdicts) == set(report["engines"]) - {report["baseline"]}
     assert verdicts["ort-fp32"]["outcome"] == "ship"
     assert verdicts["ort-int8-dynamic"]["outcome"] == "do not ship"

@@ -40,6 +40,15 @@ def difference(value: float | None, unit: Unit) -> str:
     return ("−" if value < 0 else "+") + text
 
 
+def relative(value: float | None) -> str:
+    """Return a difference as a part of what it is taken from, with its sign, in per cent.
+
+    >>> relative(-0.0123)
+    '−1.23 %'
+    """
+    return difference(value, "fraction").replace(" pp", " %")
+
+
 def interval(ends: list[float | None] | tuple[float, float] | None, unit: Unit, *, signed: bool) -> str:
     """Return ``[low, high]`` without units, in the same digits as the number it belongs to."""
     if ends is None or ends[0] is None or ends[1] is None:

@@ -12,14 +12,14 @@ from clipq.evaluate.report.tables import Cell, Table
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown: verdicts, what was compared, and one table per data set and pair."""
     model = report["provenance"]["model"]
-    parts = [f"# clipq report: {_text(model['id'])}", view.headline(report)]
+    parts = [f"# clipq report: {escaped(model['id'])}", view.headline(report)]
     if model.get("random_weights"):
         parts.append("**The weights are random: accuracy, calibration and OOD detection mean nothing here.**")
     parts += [
         "## Verdict",
         _verdict(report),
         "## What was compared",
-        "\n".join(f"- {_text(term)}: {_text(text)}" for term, text in view.facts(report)),
+        "\n".join(f"- {escaped(term)}: {escaped(text)}" for term, text in view.facts(report)),
     ]
     parts += _what_ran(report)
     main = [tables.result_table(report, data, tables.measured_metrics(report, data)) for data in tables.labelled(report)]
@@ -35,9 +35,9 @@ def render_markdown(report: Mapping[str, Any]) -> str:
 def _verdict(report: Mapping[str, Any]) -> str:
     lines = []
     for card in view.cards(report):
-        lines.append(f"- **{_text(card.engine)}: {card.word.lower()}.** {card.sentence}")
-        lines += [f"  - **{_text(card.domination)}**"] if card.domination else []
-        lines += [f"  - {_text(reason)}" for reason in [*card.reasons, *card.more]]
+        lines.append(f"- **{escaped(card.engine)}: {card.word.lower()}.** {card.sentence}")
+        lines += [f"  - **{escaped(card.domination)}**"] if card.domination else []
+        lines += [f"  - {escaped(reason)}" for reason in [*card.reasons, *card.more]]
     return "\n".join(lines)
 
 
@@ -49,7 +49,7 @@ def _what_ran(report: Mapping[str, Any]) -> list[str]:
     return [
         heading.removeprefix("#"),
         *rest,
-        *([] if not (said := ran.remarks(report)) else ["\n".join(f"- {_text(line)}" for line in said)]),
+        *([] if not (said := ran.remarks(report)) else ["\n".join(f"- {escaped(line)}" for line in said)]),
     ]
 
 
@@ -58,13 +58,14 @@ def _section(title: str, found: Sequence[Table]) -> list[str]:
 
 
 def _table(table: Table) -> list[str]:
-    lines = [_row(["Engine", *table.columns]), _row(["---"] * (len(table.columns) + 1))]
-    lines += [_row([_text(head), *map(_cell, cells)]) for head, cells in table.rows]
+    lines = [table_row(["Engine", *table.columns]), table_row(["---"] * (len(table.columns) + 1))]
+    lines += [table_row([escaped(head), *map(_cell, cells)]) for head, cells in table.rows]
     note = [table.note] if table.note else []
-    return [f"### {_text(table.title)}", *note, "\n".join(lines)]
+    return [f"### {escaped(table.title)}", *note, "\n".join(lines)]
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """Return one line of a table; the cells are escaped already."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -73,6 +74,6 @@ def _cell(cell: Cell) -> str:
     return f"{cell.value}{difference} {cell.interval}".strip()
 
 
-def _text(text: str) -> str:
-    """Escape what would end a table cell or start HTML."""
+def escaped(text: str) -> str:
+    """Return text without what would end a table cell or line, or start HTML."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -66,13 +66,17 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
 
 
 def _figures(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]:
-    figures = []
+    return [figure for found in worst_differences(report, engine).values() for figure in found] + _speed(report, engine)
+
+
+def worst_differences(report: Mapping[str, Any], engine: str) -> dict[str, list[tuple[str, str, str]]]:
+    """Return label -> the (label, difference, interval) of the data set where it is worst, none or one: accuracy, ECE and AUROC of MCM."""
+    worst = {}
     for metric in ("acc1", "ece15"):
         found = {data: metrics[metric] for data, metrics in report["results"].get(engine, {}).items() if metric in metrics}
-        figures += _worst(found, METRICS[metric])
+        worst[METRICS[metric].label] = _worst(found, METRICS[metric])
     found = {pair: scores["mcm"]["auroc"] for pair, scores in report["ood"].get(engine, {}).items() if "auroc" in scores.get("mcm", {})}
-    figures += _worst(found, OOD_METRICS["auroc"])
-    return figures + _speed(report, engine)
+    return {**worst, OOD_METRICS["auroc"].label: _worst(found, OOD_METRICS["auroc"])}
 
 
 def _worst(found: Mapping[str, Mapping[str, Any]], kind: Quantity) -> list[tuple[str, str, str]]:
@@ -109,7 +113,7 @@ def headline(report: Mapping[str, Any]) -> str:
     outcomes = {card.engine: card.outcome for card in cards(report)}
     if not outcomes:
         return "No engine was judged."
-    return " ".join([_who_may_ship(report, outcomes), *_pointless(report)])
+    return " ".join([who_may_ship(report, outcomes), *_pointless(report)])
 
 
 def _pointless(report: Mapping[str, Any]) -> list[str]:
@@ -119,7 +123,8 @@ def _pointless(report: Mapping[str, Any]) -> list[str]:
     return [f"{engine} is dominated by {by} here." for engine, by in pairs.items() if engine in narrow and by and by not in narrow]
 
 
-def _who_may_ship(report: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
+def who_may_ship(report: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
+    """Return how many engines may ship and the fastest of them; ``outcomes`` is engine -> outcome of the verdict."""
     ready = [engine for engine, outcome in outcomes.items() if outcome == "ship"]
     if not ready:
         return "No engine is shown to be fit to ship." if "not shown" in outcomes.values() else "No engine may ship."

@@ -1,0 +1,123 @@
+"""The gate language: ``acc1.delta_pp<-1.0`` names what fails, ``acc1:max-degradation=0.01`` what is promised; both make a ``Gate``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipq.errors import UsageError, unknown_name
+from clipq.evaluate.gates.gate import Gate, Kind
+from clipq.evaluate.gates.goals import GOALS, compare
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+
+_ENGINE = r"^\s*(?:(?P<engine>[^\s:<>=]+):\s*)?"
+_NUMBER = r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
+_RULE = re.compile(_ENGINE + r"(?P<path>[\w.-]+?)\s*(?P<op><=|>=|<|>)\s*" + _NUMBER)
+_GOAL = re.compile(_ENGINE + r"(?P<path>[\w.-]+)\s*:\s*(?P<goal>[\w-]+)\s*=\s*" + _NUMBER)
+_SYNTAX = "[ENGINE:]METRIC.FIELD OP NUMBER such as acc1.delta_pp<-1.0, or [ENGINE:]METRIC:GOAL=NUMBER such as acc1:max-degradation=0.01"
+_FORMS: Mapping[Kind, tuple[str, ...]] = {
+    "results": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
+    "ood": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
+    "paired": ("value", "value_pp"),
+    "bench": ("value", "delta", "delta_percent"),
+}
+_ARTEFACT = ("size_bytes", "load_s", "peak_rss_bytes")
+_SCENARIO = re.compile(r"^[a-z]+-b\d+(-device)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The quantity a rule is about; ``bench`` is the field of a scenario, and empty for metrics."""
+
+    kind: Kind
+    score: str | None
+    metric: str
+    bench: str
+    quantity: Quantity
+
+
+def parse_gate(text: str) -> Gate:
+    """Parse a comparison ``[ENGINE:][SCORE.]METRIC.FIELD OP NUMBER`` or a goal ``[ENGINE:][SCORE.]METRIC:GOAL=NUMBER``.
+
+    Metrics take the fields ``value``, ``delta``, times 100 ``value_pp`` and ``delta_pp``, and ``delta_percent``; speed and size are
+    ``image-b1.p99_s`` and ``artefact.size_bytes``. An OOD metric without a score concerns every score. Goals: ``goals.GOALS``.
+
+    Raises:
+        UsageError: The rule cannot be read, a name in it is unknown, or it could never fail or never pass.
+
+    >>> parse_gate("mcm.auroc.delta < -0.01").score
+    'mcm'
+    >>> gate = parse_gate("ece15:max-degradation=0.01")
+    >>> gate.field, gate.op, gate.limit
+    ('delta', '>', 0.01)
+    """
+    match = _RULE.match(text) or _GOAL.match(text)
+    if match is None:
+        raise UsageError(f"cannot read the gate {text!r}", expected=_SYNTAX)
+    number = float(match["number"])
+    if not math.isfinite(number):
+        raise UsageError(f"the limit of the gate {text!r} is not finite", found=match["number"])
+    groups = match.groupdict()
+    return _goal(text, groups, number) if "goal" in groups else _comparison(text, groups, number)
+
+
+def _comparison(text: str, found: Mapping[str, str], limit: float) -> Gate:
+    parts = found["path"].split(".")
+    named, form = (parts[:2], ".".join(parts[2:]) or "value") if _is_bench(parts[0]) else (parts[:-1], parts[-1])
+    target = _target(text, named)
+    if form not in _FORMS[target.kind]:
+        raise unknown_name(f"field of {'.'.join(named)} in a gate", form, _FORMS[target.kind])
+    if form.endswith("_pp") and target.quantity.unit != "fraction":
+        raise UsageError(f"{target.metric} is no fraction and has no percent points", found=form, expected=form.removesuffix("_pp"))
+    if form.endswith("_percent") and target.quantity.better == "zero":
+        raise UsageError(f"{target.metric} may be zero or below, so it has no percentage", found=form, expected="delta")
+    return Gate(text.strip(), found["engine"], target.kind, target.score, target.metric, _field(target, form), found["op"], limit)
+
+
+def _goal(text: str, found: Mapping[str, str], number: float) -> Gate:
+    target = _target(text, found["path"].split("."))
+    if found["goal"] not in GOALS:
+        raise unknown_name("goal in a gate", found["goal"], GOALS)
+    side = compare(found["goal"], number, target.kind, found["path"], target.quantity)
+    field = _field(target, side.form)
+    return Gate(text.strip(), found["engine"], target.kind, target.score, target.metric, field, side.op, side.limit, side.whole)
+
+
+def _field(target: _Target, form: str) -> str:
+    if target.kind != "bench":
+        return form
+    return target.bench if form == "value" else f"{target.bench}.{form}"
+
+
+def _is_bench(name: str) -> bool:
+    return name == "artefact" or _SCENARIO.match(name) is not None
+
+
+def _target(text: str, parts: Sequence[str]) -> _Target:
+    """Return the quantity that ``METRIC``, ``SCORE.METRIC`` or ``SCENARIO.FIELD`` names."""
+    if len(parts) not in {1, 2} or (len(parts) == 1 and _is_bench(parts[0])):
+        raise UsageError(f"cannot read the gate {text!r}", expected=_SYNTAX)
+    if _is_bench(parts[0]):
+        fields = [name for name in BENCH if (name in _ARTEFACT) == (parts[0] == "artefact")]
+        if parts[1] not in fields:
+            raise unknown_name(f"field of {parts[0]} in a gate", parts[1], fields)
+        return _Target("bench", None, parts[0], parts[1], BENCH[parts[1]])
+    return _scored(*parts) if len(parts) == 2 else _metric(parts[0])
+
+
+def _scored(score: str, metric: str) -> _Target:
+    if score not in SCORES:
+        raise unknown_name("OOD score in a gate", score, SCORES)
+    if metric not in OOD_METRICS:
+        raise unknown_name("OOD metric in a gate", metric, OOD_METRICS)
+    return _Target("ood", score, metric, "", OOD_METRICS[metric])
+
+
+def _metric(metric: str) -> _Target:
+    tables: tuple[tuple[Kind, Mapping[str, Quantity]], ...] = (("results", METRICS), ("ood", OOD_METRICS), ("paired", PAIRED))
+    for kind, table in tables:
+        if metric in table:
+            return _Target(kind, None, metric, "", table[metric])
+    raise unknown_name("metric in a gate", metric, [*METRICS, *OOD_METRICS, *PAIRED, "image-b1", "image-b32", "artefact"])
