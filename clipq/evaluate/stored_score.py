@@ -140,7 +140,7 @@ def _notes(outcomes: Outcomes, estimates: Mapping[str, Estimate], before: Outcom
         zeros = int(np.count_nonzero(np.isinf(outcomes.nll)))
         notes.append(f"nll is infinite: {zeros:,} of {n:,} samples give their label a probability of exactly 0; nothing is clipped.")
     if outcomes.nll is None:
-        notes.append("true_label, pred_label and confidence allow no acc5, nll, brier, ece_classwise and temperature.")
+        notes.append("true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise and temperature.")
     if before is not None:
         loss = minimum_detectable_loss(n, float(np.mean(before.correct != outcomes.correct)))
         notes.append(f"the smallest accuracy difference that these samples would show (80 % power) is {loss:.4f}.")

@@ -19,6 +19,8 @@ from clipq.evaluate.metrics.calibration import (
     equal_mass_means,
     mce,
     reliability_bins,
+    rms_edges,
+    rmsce,
     signed_gap,
 )
 from clipq.evaluate.metrics.classwise import ece_classwise
@@ -32,7 +34,7 @@ with warnings.catch_warnings():
 PAIRS = st.lists(
     st.tuples(st.one_of(st.sampled_from([0.0, 1 / 15, 0.2, 0.6, 1.0]), st.floats(0, 1)), st.integers(0, 1)), min_size=1, max_size=60
 )
-MEASURES = [ece, mce, ece_em15, ece_sweep, signed_gap]
+MEASURES = [ece, mce, ece_em15, ece_sweep, signed_gap, rmsce]
 
 
 def _arrays(pairs):
@@ -93,7 +95,7 @@ def test_torchmetrics_agrees_below_full_confidence_and_errs_at_it():
 def test_full_confidence_is_not_lost():
     """10 % wrong at confidence 1.0 is an error of 0.1 by every measure (a dropped last bin would say 0)."""
     confidence, correct = np.ones(100), np.array([0] * 10 + [1] * 90)
-    assert [measure(confidence, correct) for measure in MEASURES] == pytest.approx([0.1] * 5)
+    assert [measure(confidence, correct) for measure in MEASURES] == pytest.approx([0.1] * 6)
 
 
 def test_edges_belong_to_the_bin_above():
@@ -116,7 +118,7 @@ def test_perfect_calibration_is_zero():
     """Blocks of confidence k/10 that are right k times in ten have no error in any measure."""
     confidence = np.repeat(np.arange(1, 10) / 10, 150)
     correct = np.concatenate([np.arange(150) < 15 * k for k in range(1, 10)])
-    assert [measure(confidence, correct) for measure in MEASURES] == pytest.approx([0.0] * 5, abs=1e-12)
+    assert [measure(confidence, correct) for measure in MEASURES] == pytest.approx([0.0] * 6, abs=1e-12)
     assert ece_debiased(confidence, correct) == 0.0
 
 
@@ -183,7 +185,8 @@ def test_order_and_repetition_do_not_matter(pairs, random):
         value = measure(*_arrays(pairs))
         assert measure(*_arrays(shuffled)) == pytest.approx(value, abs=1e-9)
         assert measure(*_arrays(pairs * 3)) == pytest.approx(value, abs=1e-9)
-    assert ece_sweep(*_arrays(shuffled)) == pytest.approx(ece_sweep(*_arrays(pairs)), abs=1e-9)
+    for measure in (ece_sweep, rmsce):
+        assert measure(*_arrays(shuffled)) == pytest.approx(measure(*_arrays(pairs)), abs=1e-9)
 
 
 @given(PAIRS)
@@ -194,6 +197,43 @@ def test_bounds(pairs):
     assert gap - 1e-9 <= ece(confidence, correct) <= mce(confidence, correct) + 1e-9 <= 1 + 2e-9
     assert gap - 1e-9 <= ece_em15(confidence, correct) <= 1 + 1e-9
     assert gap - 1e-9 <= ece_sweep(confidence, correct) <= 1 + 1e-9
+
+
+def test_rms_by_hand():
+    """250 samples are two bins, of 100 and of 150: gaps 0.2 and 0.1."""
+    assert rms_edges(250).tolist() == [0, 100, 250]
+    confidence, correct = np.repeat([0.3, 0.9], [100, 150]), np.repeat([0, 1, 0, 1], [50, 50, 30, 120])
+    assert rmsce(confidence, correct) == pytest.approx(np.sqrt(0.4 * 0.2**2 + 0.6 * 0.1**2))
+
+
+@pytest.mark.parametrize("n", [1, 99, 150, 200, 1234])
+def test_rms_equals_a_slow_loop(n):
+    """Sorted, cut into hundreds, the rest in the last bin; no bin is left out."""
+    rng = np.random.default_rng(n)
+    confidence = rng.uniform(0, 1, n)
+    correct = rng.uniform(0, 1, n) < confidence**2
+    order, bins = np.argsort(confidence), max(1, n // 100)
+    parts = [order[100 * b : 100 * (b + 1) if b < bins - 1 else n] for b in range(bins)]
+    squares = sum(len(part) / n * (correct[part].mean() - confidence[part].mean()) ** 2 for part in parts)
+    assert rmsce(confidence, correct) == pytest.approx(np.sqrt(squares), abs=1e-12)
+
+
+def test_rms_keeps_the_last_bin():
+    """Only the most confident hundred is wrong; the code this measure is known from would say 0."""
+    assert rmsce(np.repeat([0.0, 1.0], 100), np.zeros(200)) == pytest.approx(np.sqrt(0.5))
+
+
+@given(PAIRS)
+def test_rms_splits_ties_in_proportion(pairs):
+    """Seven copies each, tied ones replaced by their mean, cut into hundreds: what a plain sort gives without ties."""
+    pairs = sorted(pairs * 7)
+    confidence, correct = _arrays(pairs)
+    means = np.array([correct[confidence == c].mean() for c in confidence])
+    bins = max(1, len(pairs) // 100)
+    cuts = [slice(100 * b, 100 * (b + 1) if b < bins - 1 else None) for b in range(bins)]
+    squares = sum(len(means[cut]) * (means[cut].mean() - confidence[cut].mean()) ** 2 for cut in cuts)
+    assert rmsce(confidence, correct) == pytest.approx(np.sqrt(squares / len(pairs)), abs=1e-9)
+    assert abs(signed_gap(confidence, correct)) - 1e-9 <= rmsce(confidence, correct) <= 1 + 1e-9
 
 
 def test_signed_gap_is_positive_when_over_confident():

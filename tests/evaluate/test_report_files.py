@@ -279,7 +279,7 @@ def test_markdown_tables_are_regular(written):
         (0.000001, [0.0000001, 0.000002], "low", 0.1, "equal"),
         (-0.02, [-0.03, -0.01], "zero", -0.05, "worse"),
         (-0.02, [-0.03, -0.01], "zero", 0.05, "better"),
-        (-0.02, None, "high", 0.05, "within noise"),
+        (-0.02, None, "high", 0.05, "no interval"),
     ],
 )
 def test_words_follow_the_interval(delta, ends, better, value, word):

@@ -19,7 +19,10 @@ from clipq.evaluate.statistics.classification import (
 from clipq.evaluate.statistics.ood import METRICS, _Plan, ood_estimates, resample_ood
 from clipq.evaluate.statistics.significance import mcnemar
 
-NOT_RESAMPLED = {"ece_sweep", "ece_classwise", "temperature"}
+NOT_RESAMPLED = {
+    "ece_sweep", "ece_classwise", "temperature", "ece_kde", "ece_kde_bandwidth", "brier_reliability", "brier_resolution",
+    "brier_uncertainty", "brier_within",
+}  # fmt: skip
 
 
 def _outcomes(n, classes, scale, seed, *, rounded=False):
@@ -37,7 +40,7 @@ def _repeated(outcomes: Outcomes, counts: np.ndarray) -> Outcomes:
     return Outcomes(**{name: value[index] if isinstance(value, np.ndarray) else value for name, value in columns.items()})
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)  # the first example imports scipy
 @given(
     n=st.integers(1, 90),
     classes=st.integers(2, 8),
@@ -199,5 +202,7 @@ def test_predictions_alone_give_what_they_allow():
     """Without a distribution there is no acc5, NLL, Brier, classwise error or temperature; below 30 samples no debiased error."""
     outcomes = outcomes_from_predictions(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([0.9, 0.4, 0.6]))
     assert set(classification_estimates(None, outcomes, resamples=10)) == {
-        "acc1", "mean_per_class_recall", "ece15", "ece_em15", "ece_sweep", "mce", "signed_gap", "aurc", "eaurc",
+        "acc1", "mean_per_class_recall", "ece15", "ece_em15", "ece_sweep", "ece_kde", "ece_kde_bandwidth", "mce", "rmsce", "signed_gap",
+        "ece15_after_isotonic", "aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95", "coverage_at_risk_1",
+        "coverage_at_risk_5",
     }  # fmt: skip

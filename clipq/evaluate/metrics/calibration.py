@@ -136,6 +136,32 @@ def ece_sweep(confidence: Array, correct: Array) -> float:
     return float(best)
 
 
+def rmsce(confidence: Array, correct: Array) -> float:
+    """Return the root mean square calibration error, in [0, 1]: ``sqrt(sum_b n_b/n * (accuracy_b - confidence_b)^2)``.
+
+    Hendrycks, Mazeika & Dietterich 2019 (arXiv 1812.04606): adaptive bins of 100 samples sorted by confidence. There are ``n // 100``
+    bins (one below 200 samples) and the last also holds the rest; Hendrycks' code and its copies leave the last, most confident bin
+    out of the sum, this does not. Bins of 100 show about 0.04 for perfectly calibrated data: compare it with itself only.
+
+    >>> round(rmsce(np.repeat([0.6, 0.9], 100), np.repeat([1, 1], 100)), 6)
+    0.291548
+    """
+    values, hits = as_confidence(confidence, correct)
+    mass, confidence_sum, correct_sum = _curves(values, hits)
+    edges = rms_edges(len(values))
+    gaps = np.diff(np.interp(edges, mass, correct_sum)) - np.diff(np.interp(edges, mass, confidence_sum))
+    return float(np.sqrt((gaps**2 / np.diff(edges)).sum() / len(values)))
+
+
+def rms_edges(n: int) -> Float64:
+    """Return the ranks between which the bins of ``rmsce`` lie, from 0 to ``n``.
+
+    >>> rms_edges(250).tolist()
+    [0.0, 100.0, 250.0]
+    """
+    return np.append(np.arange(0.0, 100.0 * max(1, n // 100), 100.0), float(n))
+
+
 def ece_debiased(confidence: Array, correct: Array, bins: int = BINS) -> float:
     """Return the debiased L2 calibration error over equal-mass bins, in [0, 1].
 

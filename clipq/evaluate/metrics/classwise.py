@@ -8,15 +8,22 @@ from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_labels, as_p
 from clipq.evaluate.metrics.calibration import BINS, bin_index
 
 
-class ClasswiseGaps:
-    """Sums of (label - probability) per equal-width bin and class, gathered block by block.
+class ClassBins:
+    """What falls into each equal-width bin of each class's probabilities, gathered block by block.
 
     A row has at most ``bins`` probabilities outside the lowest bin, so only those are binned one by one.
+
+    Attributes:
+        n: Number of samples so far.
+        gaps: ``(bins, classes)`` sums of (label - probability).
+        hits: ``(bins, classes)`` samples of the class.
     """
 
     def __init__(self, classes: int, bins: int = BINS, threshold: float = 0.0) -> None:
         self.bins, self.threshold, self.n = bins, threshold, 0
         self.gaps: Float64 = np.zeros((bins, classes))
+        self.hits: Float64 = np.zeros((bins, classes))
+        self._high: Float64 = np.zeros((bins, classes))
 
     def add(self, probabilities: Array, labels: Int64) -> None:
         """Add a block: probabilities ``(n, classes)``, labels ``(n,)``."""
@@ -25,12 +32,21 @@ class ClasswiseGaps:
         high = kept[rows, columns].astype(np.float64)
         flat = bin_index(high, self.bins) * self.gaps.shape[1] + columns
         sums = np.bincount(flat, weights=high, minlength=self.gaps.size).astype(np.float64).reshape(self.gaps.shape)  # int64 when empty
+        self._high += np.bincount(flat, minlength=self.gaps.size).reshape(self.gaps.shape)
         sums[0] += kept.sum(axis=0, dtype=np.float64) - sums.sum(axis=0)
         own = kept[np.arange(len(labels)), labels]
         shown = own > self.threshold if self.threshold else np.ones(len(own), dtype=bool)
-        hits = bin_index(own[shown], self.bins) * self.gaps.shape[1] + labels[shown]
-        self.gaps += np.bincount(hits, minlength=self.gaps.size).reshape(self.gaps.shape) - sums
+        hit = bin_index(own[shown], self.bins) * self.gaps.shape[1] + labels[shown]
+        hits = np.bincount(hit, minlength=self.gaps.size).reshape(self.gaps.shape)
+        self.hits += hits
+        self.gaps += hits - sums
         self.n += len(labels)
+
+    def counts(self) -> Float64:
+        """Return ``(bins, classes)`` probabilities per bin; what is not in a higher bin is in the lowest."""
+        counts = self._high.copy()
+        counts[0] = self.n - counts[1:].sum(axis=0)
+        return counts
 
     def value(self) -> float:
         """Return the mean over classes of the sum over bins of |gap| / n, in [0, 2]."""
@@ -54,7 +70,7 @@ def ece_classwise(probabilities: Array, labels: Array, bins: int = BINS, thresho
     """
     matrix = as_probabilities(probabilities)
     targets = as_labels(labels, "labels", *matrix.shape)
-    gaps = ClasswiseGaps(matrix.shape[1], bins, threshold)
+    table = ClassBins(matrix.shape[1], bins, threshold)
     for rows in blocks(*matrix.shape):
-        gaps.add(matrix[rows], targets[rows])
-    return gaps.value()
+        table.add(matrix[rows], targets[rows])
+    return table.value()

@@ -8,7 +8,9 @@ import numpy as np
 
 from clipq.evaluate.metrics.accuracy import block_ranks
 from clipq.evaluate.metrics.arrays import Array, Bool, Float64, Int64, as_confidence, as_labels, as_matrix, as_probabilities, blocks
-from clipq.evaluate.metrics.classwise import ClasswiseGaps
+from clipq.evaluate.metrics.classwise import ClassBins
+from clipq.evaluate.metrics.decomposition import BrierParts, brier_parts
+from clipq.evaluate.metrics.isotonic import cross_fitted_isotonic
 from clipq.evaluate.metrics.temperature import cross_fitted_confidence
 
 
@@ -26,6 +28,8 @@ class Outcomes:
         tempered_confidence: Confidence after a temperature fitted on the other half of the samples.
         temperature: That temperature; None where it cannot be fitted.
         ece_classwise: The classwise calibration error, for all samples together.
+        brier_parts: The decomposition of the Brier score, for all samples together.
+        isotonic_confidence: Confidence after an isotonic regression fitted on the other half; None with fewer than two samples.
     """
 
     labels: Int64
@@ -37,6 +41,8 @@ class Outcomes:
     tempered_confidence: Float64 | None = None
     temperature: float | None = None
     ece_classwise: float | None = None
+    brier_parts: BrierParts | None = None
+    isotonic_confidence: Float64 | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,23 +95,26 @@ def outcomes_from_predictions(labels: Array, predictions: Array, confidence: Arr
     targets = as_labels(labels, "labels")
     guesses = as_labels(predictions, "predictions", len(targets))
     values, _ = as_confidence(confidence, guesses == targets)
-    return Outcomes(targets, guesses, values)
+    return Outcomes(targets, guesses, values, isotonic_confidence=_isotonic(values, guesses == targets))
 
 
 def _outcomes(matrix: Array, labels: Int64, *, probabilities: bool) -> Outcomes:
     n, classes = matrix.shape
     columns = np.empty((3, n))
     predictions, ranks = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
-    gaps = ClasswiseGaps(classes)
+    table = ClassBins(classes)
     for rows in blocks(n, classes):
         block = matrix[rows].astype(np.float64)
         predictions[rows], ranks[rows] = block.argmax(axis=1), block_ranks(block, labels[rows])
         own, p = _log_own(block, labels[rows], probabilities=probabilities)
         squares = np.einsum("ij,ij->i", p, p)
         columns[:, rows] = p.max(axis=1), -own, squares - 2.0 * np.exp(own) + 1.0
-        gaps.add(p, labels[rows])
+        table.add(p, labels[rows])
     tempered, temperature = _tempered(matrix, labels, probabilities=probabilities)
-    return Outcomes(labels, predictions, columns[0], ranks < 5, columns[1], columns[2], tempered, temperature, gaps.value())
+    confidence, nll, brier = columns
+    parts = brier_parts(table, float(brier.mean()))
+    isotonic = _isotonic(confidence, predictions == labels)
+    return Outcomes(labels, predictions, confidence, ranks < 5, nll, brier, tempered, temperature, table.value(), parts, isotonic)
 
 
 def _log_own(block: Float64, labels: Int64, *, probabilities: bool) -> tuple[Float64, Float64]:
@@ -120,6 +129,10 @@ def _log_own(block: Float64, labels: Int64, *, probabilities: bool) -> tuple[Flo
     total = block.sum(axis=1)
     block /= total[:, None]
     return own - np.log(total), block
+
+
+def _isotonic(confidence: Float64, correct: Bool) -> Float64 | None:
+    return cross_fitted_isotonic(confidence, correct) if len(confidence) > 1 else None
 
 
 def _tempered(matrix: Array, labels: Int64, *, probabilities: bool) -> tuple[Float64 | None, float | None]:

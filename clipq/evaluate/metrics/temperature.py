@@ -39,15 +39,20 @@ def cross_fitted_confidence(logits: Array, labels: Array) -> tuple[Float64, floa
     """
     matrix = as_matrix(logits, "logits")
     targets = as_labels(labels, "labels", *matrix.shape)
-    order = np.random.default_rng(FOLD_SEED).permutation(len(matrix))
-    halves = (np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :]))
+    first, second = halves(len(matrix))
     confidence = np.empty(len(matrix))
     logs = 0.0
-    for fitted, held_out in (halves, halves[::-1]):
+    for fitted, held_out in ((first, second), (second, first)):
         temperature = _fit(matrix, targets, fitted)
         confidence[held_out] = _confidence(matrix, held_out, temperature)
         logs += math.log(temperature) / 2
     return confidence, math.exp(logs)
+
+
+def halves(n: int) -> tuple[Int64, Int64]:
+    """Return the indices of the two random halves of ``n`` samples, the same for every engine, each in ascending order."""
+    order = np.random.default_rng(FOLD_SEED).permutation(n)
+    return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
 def _fit(matrix: Array, targets: Int64, rows: Int64) -> float:

@@ -52,12 +52,51 @@ METRICS: Mapping[str, Quantity] = {
     "ece_em15": Quantity("ECE, equal mass", "low", "The same with 15 bins of equally many images.", "Nguyen & O'Connor 2015"),
     "ece_sweep": Quantity("ECE, sweep", "low", "The same with as many bins as keep accuracy monotone.", "Roelofs et al. 2022"),
     "ece_debiased": Quantity("ECE, debiased", "low", "Root of the bias-corrected squared error.", "Kumar et al. 2019"),
+    "ece_kde": Quantity(
+        "ECE, kernel",
+        "low",
+        "The same without bins: accuracy near each confidence by a kernel regression without the image itself.",
+        "Popordanoska et al. 2022; Zhang et al. 2020",
+    ),
+    "ece_kde_bandwidth": Quantity(
+        "Kernel bandwidth",
+        "neither",
+        "Standard deviation of that kernel: 1.06 times that of the confidences times n^(-1/5), at least 1/512.",
+        "Silverman 1986",
+        "number",
+    ),
     "ece_classwise": Quantity(
         "ECE, per class", "low", "Calibration error of every class probability, averaged over classes.", "Kull et al. 2019"
     ),
     "mce": Quantity("MCE", "low", "The largest gap of any bin; dominated by bins with few images.", "Naeini et al. 2015"),
+    "rmsce": Quantity(
+        "RMS calibration error",
+        "low",
+        "Root mean square gap in bins of 100 images, the last one kept; about 4 % by chance alone.",
+        "Hendrycks et al. 2019",
+    ),
     "signed_gap": Quantity(
         "Over-confidence", "zero", "Mean confidence minus accuracy: above 0 the model claims too much, below 0 too little."
+    ),
+    "brier_reliability": Quantity(
+        "Brier: reliability",
+        "low",
+        "Part of the Brier score that is miscalibration, in 15 bins per class; reliability - resolution + uncertainty + within = Brier.",
+        "Murphy 1973",
+        "number",
+    ),
+    "brier_resolution": Quantity(
+        "Brier: resolution", "high", "How far the bins tell the classes apart; taken off the Brier score.", "Murphy 1973", "number"
+    ),
+    "brier_uncertainty": Quantity(
+        "Brier: uncertainty", "neither", "Brier score of always answering the class shares; a fact of the labels.", "Murphy 1973", "number"
+    ),
+    "brier_within": Quantity(
+        "Brier: within bins",
+        "neither",
+        "What the bins hide: variance of the probabilities in a bin less twice their covariance with the labels.",
+        "Stephenson et al. 2008",
+        "number",
     ),
     "ece15_after_temperature": Quantity(
         "ECE-15 after temperature", "low", "ECE-15 after one temperature was fitted on held-out images.", "Guo et al. 2017"
@@ -65,10 +104,31 @@ METRICS: Mapping[str, Quantity] = {
     "temperature": Quantity(
         "Fitted temperature", "neither", "The temperature that fits best; 1 means nothing to mend.", "Guo et al. 2017", "number"
     ),
+    "ece15_after_isotonic": Quantity(
+        "ECE-15 after isotonic", "low", "ECE-15 after a monotone map of confidence fitted on held-out images.", "Zadrozny & Elkan 2002"
+    ),
     "aurc": Quantity(
         "AURC", "low", "Mean error over all coverages when the least confident images are refused first.", "Geifman & El-Yaniv 2017"
     ),
     "eaurc": Quantity("E-AURC", "low", "AURC minus that of the best possible order.", "Geifman et al. 2019"),
+    "augrc": Quantity(
+        "AUGRC", "low", "Mean over all coverages of the share of all images that are answered and wrong; 0 to 50 %.", "Traub et al. 2024"
+    ),
+    **{
+        f"risk_at_{share}": Quantity(
+            f"Risk at {share} % coverage", "low", f"Error rate of the {share} % most confident images.", "Geifman & El-Yaniv 2017"
+        )
+        for share in (80, 90, 95)
+    },
+    **{
+        f"coverage_at_risk_{share}": Quantity(
+            f"Coverage at {share} % risk",
+            "high",
+            f"Largest share of images that a confidence threshold accepts with at most {share} % errors.",
+            "Geifman & El-Yaniv 2017",
+        )
+        for share in (1, 5)
+    },
 }
 
 OOD_METRICS: Mapping[str, Quantity] = {

@@ -50,12 +50,14 @@ def measured_cell(entry: Mapping[str, Any] | None, kind: Quantity) -> Cell:
 
 
 def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
-    """Return tone and word of a difference: better or worse only where its 95 % interval excludes zero."""
+    """Return tone and word of a difference: better or worse only where its 95 % interval excludes zero, "no interval" without one."""
     delta, ends = entry["delta"], entry["delta_ci95"]
     shown = difference(delta, kind.unit)
     if not any(digit in shown for digit in "123456789"):
         return "same", "equal"
-    if ends is None or None in ends or ends[0] <= 0 <= ends[1]:
+    if ends is None or None in ends:
+        return "same", "no interval"
+    if ends[0] <= 0 <= ends[1]:
         return "same", "within noise"
     if kind.better == "neither":
         return "same", "differs"

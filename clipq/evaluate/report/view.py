@@ -154,7 +154,16 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
     if origin.get("resamples"):
         found.append(("Intervals", f"95 %, paired bootstrap, {origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"))
+        found.append(("No interval", "; ".join(METRICS[metric].label for metric in _without_interval(report))))
     return [(term, text) for term, text in found if text]
+
+
+def _without_interval(report: Mapping[str, Any]) -> list[str]:
+    """Return the metrics that were measured and have no interval anywhere, in the order of ``METRICS``."""
+    entries = [(metric, entry) for results in report["results"].values() for own in results.values() for metric, entry in own.items()]
+    known = {metric for metric, entry in entries if entry["ci95"] is not None}
+    measured = {metric for metric, entry in entries if entry["value"] is not None}
+    return [metric for metric in METRICS if metric in measured - known]
 
 
 def plain(value: Any) -> str:

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
-from clipq.evaluate.metrics import calibration, selective
+from clipq.evaluate.metrics import calibration, kernel, selective
 from clipq.evaluate.metrics.accuracy import mean_per_class_recall
 from clipq.evaluate.metrics.arrays import Array, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate, Resampled, collected, compare, resample_counts
-from clipq.evaluate.statistics.weighted import ClassRecall, ConfidenceOrder, WidthBins
+from clipq.evaluate.statistics.weighted import COVERAGE_AT_RISK, RISK_AT, ClassRecall, ConfidenceOrder, WidthBins
 from clipq.files import sha256_bytes
 
 Statistic = Callable[[Int64], dict[str, float]]
 
 PER_SAMPLE = ("acc1", "acc5", "nll", "brier")
-CALIBRATION = {
+CALIBRATION: Mapping[str, Callable[[Array, Array], float]] = {
     "ece15": calibration.ece,
     "ece_em15": calibration.ece_em15,
     "ece_sweep": calibration.ece_sweep,
     "ece_debiased": calibration.ece_debiased,
+    "ece_kde": kernel.ece_kde,
     "mce": calibration.mce,
+    "rmsce": calibration.rmsce,
     "signed_gap": calibration.signed_gap,
     "aurc": selective.aurc,
     "eaurc": selective.eaurc,
+    "augrc": selective.augrc,
+    **{f"risk_at_{share}": partial(selective.risk_at_coverage, coverage=share / 100) for share in RISK_AT},
+    **{f"coverage_at_risk_{share}": partial(selective.coverage_at_risk, risk=share / 100) for share in COVERAGE_AT_RISK},
 }
+FEWEST = {"ece_debiased": 2 * calibration.BINS, "ece_kde": 2}  # samples; the others need one
 
 
 def classification_estimates(
@@ -35,7 +43,8 @@ def classification_estimates(
     """Return METRIC key -> estimate for one engine, paired against a baseline where there is one.
 
     With several engines, ``resample_classification`` once for each and ``compare`` for each pair does less work.
-    ``ece_sweep``, ``ece_classwise`` and ``temperature`` are not resampled and have no interval.
+    Some metrics are not resampled and have no interval: ``ece_sweep``, ``ece_classwise``, the parts of the Brier score and ``temperature``
+    would have to be computed anew from all probabilities, and in ``ece_kde`` copies of a sample would stand in for the sample left out.
 
     Raises:
         DataError: The two were not run on the same samples.
@@ -68,34 +77,41 @@ def resample_classification(
 def classification_values(outcomes: Outcomes) -> dict[str, float]:
     """Return METRIC key -> value on the full sample, without those the outcomes do not allow.
 
-    ``ece_debiased`` needs 30 samples; the columns of ``Outcomes`` that are None take their metrics with them.
+    ``ece_debiased`` needs 30 samples, ``ece_kde`` 2; the columns of ``Outcomes`` that are None take their metrics with them.
     """
     confidence, correct = outcomes.confidence, outcomes.correct
     values = {name: float(column.mean()) for name, column in _per_sample(outcomes).items()}
     values["mean_per_class_recall"] = mean_per_class_recall(outcomes.predictions, outcomes.labels)
     for name, metric in CALIBRATION.items():
-        if name != "ece_debiased" or len(outcomes) >= 2 * calibration.BINS:
+        if len(outcomes) >= FEWEST.get(name, 1):
             values[name] = metric(confidence, correct)
+    if "ece_kde" in values:
+        values["ece_kde_bandwidth"] = kernel.kde_bandwidth(confidence)
+    if outcomes.brier_parts is not None:
+        values |= {f"brier_{name}": value for name, value in asdict(outcomes.brier_parts).items()}
     if outcomes.ece_classwise is not None:
         values["ece_classwise"] = outcomes.ece_classwise
     if outcomes.tempered_confidence is not None and outcomes.temperature is not None:
         values["ece15_after_temperature"] = calibration.ece(outcomes.tempered_confidence, correct)
         values["temperature"] = outcomes.temperature
+    if outcomes.isotonic_confidence is not None:
+        values["ece15_after_isotonic"] = calibration.ece(outcomes.isotonic_confidence, correct)
     return values
 
 
 def _statistics(outcomes: Outcomes) -> dict[tuple[str, ...], Statistic]:
     """Return METRIC keys -> what computes them from the counts of one resample; all sorting happens here, once."""
-    correct, tempered = outcomes.correct, outcomes.tempered_confidence
+    correct = outcomes.correct
     width = WidthBins(outcomes.confidence, correct)
     statistics: dict[tuple[str, ...], Statistic] = {
         ("mean_per_class_recall",): _single("mean_per_class_recall", ClassRecall(outcomes.labels, correct).mean),
-        ("ece15",): _single("ece15", width.ece),
-        ("mce",): _single("mce", width.mce),
-        ("ece_em15", "ece_debiased", "aurc", "eaurc"): ConfidenceOrder(outcomes.confidence, correct).metrics,
+        ("ece15", "mce"): width.metrics,
+        ConfidenceOrder.NAMES: ConfidenceOrder(outcomes.confidence, correct).metrics,
     }
-    if tempered is not None:
-        statistics["ece15_after_temperature",] = _single("ece15_after_temperature", WidthBins(tempered, correct).ece)
+    mended = {"ece15_after_temperature": outcomes.tempered_confidence, "ece15_after_isotonic": outcomes.isotonic_confidence}
+    for name, confidence in mended.items():
+        if confidence is not None:
+            statistics[name,] = _single(name, WidthBins(confidence, correct).ece)
     columns = {name: column for name, column in _per_sample(outcomes).items() if np.isfinite(column).all()}
     columns["signed_gap"] = outcomes.confidence - correct
     statistics[tuple(columns)] = _means(columns)
