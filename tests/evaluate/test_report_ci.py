@@ -84,13 +84,13 @@ def test_junit_follows_the_schema_and_says_what_the_gates_say(judged, require_pr
         assert verdict == judged["verdict"][suite.get("name")]["outcome"]
 
 
-def hostile():
+def hostile(*rules):
     """A judged report whose data id has everything that XML and Markdown would trip over."""
     data = 'wds:/<data>&"x"\n|y\x00\x1b[31m\udcff'
     entry = {"value": 0.5, "ci95": [0.4, 0.6], "n": 100, "delta": -0.1, "delta_ci95": [-0.2, -0.05], "p_value": 0.01}
     empty = {"ood": {}, "paired": {}, "bench": {}, "datasets": {data: {"n": 100}}}
     report = {"baseline": "a|<b>", "engines": {"int8": {"size_bytes": 1}}, "results": {"int8": {data: {"acc1": entry}}}, **empty}
-    gates, verdict = judge(report, ["acc1.delta<-0.01"])
+    gates, verdict = judge(report, rules or ["acc1.delta<-0.01"])
     return {**report, "gates": gates, "verdict": verdict}
 
 
@@ -134,6 +134,12 @@ def test_summary_is_escaped_and_needs_no_provenance():
     assert [line for line in text.splitlines() if line.startswith("- ")] == [
         line for line in text.splitlines() if line.startswith("- **int8**, fail: ")
     ]
+
+
+def test_summary_tells_failures_first():
+    """What failed stands before what is unproven, whatever the order of the rules."""
+    lines = [line for line in render_summary(hostile("acc1.delta<-0.15", "acc1.delta<-0.01")).splitlines() if line.startswith("- ")]
+    assert [line.split(":")[0] for line in lines] == ["- **int8**, fail", "- **int8**, unproven"]
 
 
 def test_summary_of_nothing_judged(judged):
