@@ -14,6 +14,7 @@ from clipq.artifact import ModelEntry
 from clipq.evaluate.answers import SCORES, Answers, answer
 from clipq.evaluate.compare import compare as compare_paired
 from clipq.evaluate.embeddings import Embedded
+from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics.arrays import Bool, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_logits
 from clipq.evaluate.report.samples import COLUMNS
@@ -106,7 +107,8 @@ class _Scoring:
             }
         if baseline is not None:
             before = embedded.images(embedded.engine_ids[0], data)
-            self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings)
+            ratio = temperature_ratio(*(side.classification.values.get("temperature") for side in (baseline, own)))
+            self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings) | ratio
         return own
 
     def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers]) -> _Engine:

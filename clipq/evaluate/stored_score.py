@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipq.errors import DataError, UsageError
+from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics import ood, paired
 from clipq.evaluate.metrics.arrays import Float64
 from clipq.evaluate.metrics.outcomes import Outcomes
@@ -93,6 +94,7 @@ def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes)
         values["js_divergence"] = paired.js_divergence(softmax(baseline.logits), softmax(engine.logits))
     elif baseline.probabilities is not None and engine.probabilities is not None:
         values["js_divergence"] = paired.js_divergence(baseline.probabilities, engine.probabilities)
+    values |= temperature_ratio(before.temperature, after.temperature)
     values["minimum_detectable_loss"] = minimum_detectable_loss(len(after), flips.flips)
     return values
 

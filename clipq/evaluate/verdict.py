@@ -21,6 +21,7 @@ from clipq.evaluate.gates.judging import judge_reading
 from clipq.evaluate.gates.parse import parse_gate
 from clipq.evaluate.gates.presets import Group, read_gates
 from clipq.evaluate.gates.readings import Reading, readings
+from clipq.evaluate.mending import mending
 from clipq.evaluate.report.ran import proof_of
 
 
@@ -73,6 +74,9 @@ def _verdict(report: Mapping[str, Any], engine: str, gates: Sequence[Mapping[str
     why = fails + unproven + _passes(gates)
     if not gates:
         why.append("no gate concerns anything that was measured")
+    mended = mending(report, engine)
+    if mended is not None:
+        why.append(mended)
     layers = proof_of(report["engines"][engine]) or {}
     if layers.get("fallback"):
         why.append(layers["note"])

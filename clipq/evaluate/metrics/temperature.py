@@ -28,6 +28,15 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     return _fit(matrix, as_labels(labels, "labels", *matrix.shape), np.arange(len(matrix)))
 
 
+def has_minimum(temperature: float) -> bool:
+    """Tell whether a fitted temperature is a minimum, not the end of the range that was searched.
+
+    >>> has_minimum(1.7), has_minimum(0.01)
+    (True, False)
+    """
+    return 0.05 < temperature < 95.0
+
+
 def cross_fitted_confidence(logits: Array, labels: Array) -> tuple[Float64, float]:
     """Return the confidence of every sample after temperature scaling, and the temperature.
 

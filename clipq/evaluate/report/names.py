@@ -171,6 +171,13 @@ PAIRED: Mapping[str, Quantity] = {
     "flips_neg_to_pos": Quantity("Wrong to right", "high", "Share of images the baseline has wrong and the engine right."),
     "flips_neg_to_other_neg": Quantity("Wrong to other wrong", "low", "Share of images both have wrong, with different classes."),
     "js_divergence": Quantity("JS divergence", "low", "Mean distance of the two probability vectors; 0 to 0.693.", "Lin 1991", "nats"),
+    "temperature_ratio": Quantity(
+        "Temperature ratio",
+        "neither",
+        "Fitted temperature over the baseline's: 1 keeps the scale of the logits, above 1 the engine is surer than the baseline.",
+        "Guo et al. 2017",
+        "number",
+    ),
     "cosine_mean": Quantity("Cosine", "high", "Mean cosine of the two image embeddings; 1 is identical.", unit="number"),
     "cosine_p1": Quantity("Cosine, 1st percentile", "high", "One image in a hundred has a lower cosine than this.", unit="number"),
     "cosine_min": Quantity("Cosine, lowest", "high", "The cosine of the image that moved most.", unit="number"),
