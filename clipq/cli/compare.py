@@ -70,7 +70,7 @@ def summary(comparison: dict[str, Any]) -> str:
     """Return the differences as a table of plain text, then the gates."""
     from clipq.evaluate.report.names import METRICS, OOD_METRICS, SCORES, Quantity
 
-    lines = [f"compared with {comparison['baseline']}"]
+    lines = [f"compared with {comparison['baseline']}; p-values are corrected (Holm) over the engines"]
     for engine in comparison["engines"]:
         for data, metrics in comparison["results"].get(engine, {}).items():
             lines += _block(f"{engine} on {data}", [(METRICS[key], entry) for key, entry in metrics.items()])
@@ -96,7 +96,9 @@ def _block(title: str, entries: list[tuple[Any, dict[str, Any]]]) -> list[str]:
             cell = measured_cell(entry, kind)
             before = quantity(entry["value"] - entry["delta"], kind.unit)
             remark = cell.word + ("" if entry.get("paired", True) else ", unpaired")
-            rows.append((kind.label, before, cell.value, cell.delta, cell.interval, p_value(entry["p_value"]), remark))
+            corrected = entry.get("p_value_holm")
+            p = p_value(entry["p_value"] if corrected is None else corrected)
+            rows.append((kind.label, before, cell.value, cell.delta, cell.interval, p, remark))
     if not rows:
         return []
     widths = [max(len(row[column]) for row in rows) for column in range(6)]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipq.errors import ClipqError, unknown_name
+from clipq.evaluate.correction import add_holm
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.metrics.paired import disagreement, flips
 from clipq.evaluate.report.read import StoredReport
@@ -113,6 +114,8 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         comparison["results"][b.engine] = {data: _results(a, b, data, resamples) for data in shared}
         comparison["paired"][b.engine] = {data: found for data in shared if (found := _agreement(a, b, data))}
         comparison["ood"][b.engine] = {pair: _ood(a, b, pair, resamples) for pair in b.part("ood") if pair in a.part("ood")}
+    add_holm(comparison["results"])
+    add_holm(comparison["ood"])
     if not any(comparison["results"].values()):
         raise ClipqError("the two sides share no data set, so nothing can be compared")
     return comparison
@@ -174,7 +177,9 @@ def _entry(paired: Estimate | None, first: Mapping[str, Any], second: Mapping[st
     entry = {"value": second["value"], "ci95": second["ci95"], "n": second["n"], "first": first["value"]}
     if paired is not None and paired.delta is not None and np.isfinite(paired.delta) and paired.delta_ci95 is not None:
         ends = list(paired.delta_ci95) if np.isfinite(paired.delta_ci95).all() else None
-        return {**entry, "delta": paired.delta, "delta_ci95": ends, "p_value": paired.p_value, "paired": True}
+        told = {"interval": second.get("interval"), "delta_interval": paired.delta_interval, "test": paired.test}
+        least = {"minimum_detectable": paired.minimum_detectable}
+        return {**entry, "delta": paired.delta, "delta_ci95": ends, "p_value": paired.p_value, **told, **least, "paired": True}
     delta = None if None in (first["value"], second["value"]) else second["value"] - first["value"]
     return {**entry, "delta": delta, "delta_ci95": _independent(delta, first, second), "p_value": None, "paired": False}
 

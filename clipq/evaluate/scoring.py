@@ -13,6 +13,7 @@ import numpy.typing as npt
 from clipq.artifact import ModelEntry
 from clipq.evaluate.answers import SCORES, Answers, answer
 from clipq.evaluate.compare import compare as compare_paired
+from clipq.evaluate.correction import add_holm
 from clipq.evaluate.embeddings import Embedded
 from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics.arrays import Bool, Int64
@@ -85,6 +86,8 @@ class _Scoring:
                     made = self._score_engine(engine_id, data, baseline)
                     baseline = baseline or made
                     advance(1)
+        add_holm(self._results)
+        add_holm(self._ood)
         samples = {name: np.concatenate([rows[name] for rows in self._rows]) for name in COLUMNS}
         return Scores(self._results, self._ood, self._paired, samples)
 
@@ -149,7 +152,7 @@ def _measurements(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: {key: _plain(value) for key, value in asdict(estimate).items()} for name, estimate in estimates.items()}
 
 
-def _plain(value: float | tuple[float, float] | None) -> Any:
+def _plain(value: str | float | tuple[float, float] | None) -> Any:
     if isinstance(value, tuple):
         return [_plain(end) for end in value]
-    return value if value is None or np.isfinite(value) else None
+    return value if value is None or isinstance(value, str) or np.isfinite(value) else None

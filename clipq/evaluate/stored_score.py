@@ -75,10 +75,11 @@ def _provenance(named: Mapping[str, Path | None], seed: int) -> dict[str, Any]:
 def _as_json(estimate: Estimate) -> dict[str, Any]:
     """Return the fields of an estimate; a value that JSON cannot hold (an infinite NLL) becomes null."""
     fields: dict[str, Any] = {"value": estimate.value if math.isfinite(estimate.value) else None}
-    fields |= {"ci95": list(estimate.ci95) if estimate.ci95 else None, "n": estimate.n}
+    fields |= {"ci95": list(estimate.ci95) if estimate.ci95 else None, "n": estimate.n, "interval": estimate.interval}
     if estimate.delta is not None:
         interval = list(estimate.delta_ci95) if estimate.delta_ci95 else None
-        fields |= {"delta": estimate.delta, "delta_ci95": interval, "p_value": estimate.p_value}
+        fields |= {"delta": estimate.delta, "delta_ci95": interval, "delta_interval": estimate.delta_interval}
+        fields |= {"p_value": estimate.p_value, "test": estimate.test, "minimum_detectable": estimate.minimum_detectable}
     return fields
 
 
@@ -145,5 +146,7 @@ def _notes(outcomes: Outcomes, estimates: Mapping[str, Estimate], before: Outcom
         notes.append("true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise and temperature.")
     if before is not None:
         loss = minimum_detectable_loss(n, float(np.mean(before.correct != outcomes.correct)))
-        notes.append(f"the smallest accuracy difference that these samples would show (80 % power) is {loss:.4f}.")
+        least = estimates["ece15"].minimum_detectable
+        of_ece = "" if least is None else f", the smallest one of ece15 {least:.4f}"
+        notes.append(f"the smallest accuracy difference that these samples would show (80 % power) is {loss:.4f}{of_ece}.")
     return notes

@@ -50,7 +50,7 @@ def test_logits_give_every_metric(file, data, capsys):
     values = classification_values(outcomes_from_logits(*data))
     assert result.keys() == EVERY | {"schema", "provenance", "notes"}
     assert {name: result[name]["value"] for name in EVERY} == values
-    assert all(result[name].keys() == {"value", "ci95", "n"} and result[name]["n"] == 300 for name in EVERY)
+    assert all(result[name].keys() == {"value", "ci95", "n", "interval"} and result[name]["n"] == 300 for name in EVERY)
     low, high = result["acc1"]["ci95"]
     assert low < values["acc1"] < high
     assert result["provenance"]["files"]["file"] == {"name": "engine.npz", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
@@ -119,11 +119,14 @@ def test_baseline_gives_paired_deltas(file, data, tmp_path, capsys):
     low, high = result["nll"]["delta_ci95"]
     assert low <= result["nll"]["delta"] <= high
     assert 0 < result["acc1"]["p_value"] <= 1
+    assert (result["acc1"]["test"], result["nll"]["delta_interval"], result["ece15"]["delta_interval"]) == ("mcnemar", "bca", "percentile")
+    assert 0 < result["ece15"]["minimum_detectable"] < 0.2
     assert 0 < result["paired"]["js_divergence"] < 0.1
     assert 0 < result["paired"]["flips"] <= result["paired"]["disagreement"] < 0.3
     assert main(["score", str(engine), "--baseline", str(file)]) == 0
     out = capsys.readouterr().out
     assert "smallest accuracy difference" in out
+    assert "the smallest one of ece15" in out
     assert "against the baseline: disagreement" in out
 
 
@@ -145,7 +148,7 @@ def test_a_probability_of_zero_is_said(tmp_path, capsys):
     path = tmp_path / "p.npz"
     np.savez(path, probabilities=np.array([[0.0, 1.0], [0.5, 0.5]]), labels=np.array([0, 1]))
     result = _json(capsys, path)
-    assert result["nll"] == {"value": None, "ci95": None, "n": 2}
+    assert result["nll"] == {"value": None, "ci95": None, "n": 2, "interval": None}
     assert any("1 of 2 samples give their label a probability of exactly 0" in text for text in result["notes"])
     assert main(["score", str(path)]) == 0
     assert re.search(r"^nll +infinite +- +2$", capsys.readouterr().out, re.MULTILINE)

@@ -40,6 +40,15 @@ def difference(value: float | None, unit: Unit) -> str:
     return ("−" if value < 0 else "+") + text
 
 
+def unsigned(value: float, unit: Unit) -> str:
+    """Return the size of a difference, in percent points where it is one of fractions.
+
+    >>> unsigned(0.0049, "fraction")
+    '0.49 pp'
+    """
+    return difference(abs(value), unit).removeprefix("+")
+
+
 def relative(value: float | None) -> str:
     """Return a difference as a part of what it is taken from, with its sign, in per cent.
 

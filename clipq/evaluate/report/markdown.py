@@ -71,7 +71,7 @@ def table_row(cells: Sequence[str]) -> str:
 
 def _cell(cell: Cell) -> str:
     difference = f"; {cell.delta}" if cell.delta else ""
-    return f"{cell.value}{difference} {cell.interval}".strip()
+    return " ".join(part for part in (f"{cell.value}{difference}", cell.interval, cell.word) if part)
 
 
 def escaped(text: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clipq.evaluate.report.format import MISSING, difference, interval, quantity, ratio
+from clipq.evaluate.report.format import MISSING, difference, interval, quantity, ratio, unsigned
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
 
 Tone = Literal["", "better", "worse", "same"]
 MAIN_METRICS = ("acc1", "ece15", "signed_gap", "nll")
+ALPHA = 0.05  # of the p-value corrected over engines, below which a difference is better or worse
 _NEAR = 0.05  # times and sizes closer than this are neither better nor worse
 AXES = {"noise": "Noise corruption", "shift": "Covariate shift", "spurious": "Spurious correlation"}
 
@@ -46,18 +47,25 @@ def measured_cell(entry: Mapping[str, Any] | None, kind: Quantity) -> Cell:
         ends = interval(entry["ci95"], kind.unit, signed=False)
         return Cell(value, interval="" if ends == MISSING else ends)
     tone, word = meaning(entry, kind)
+    if word in {"equal", "within noise"} and entry.get("minimum_detectable"):
+        least = unsigned(entry["minimum_detectable"], kind.unit)
+        word += f" ({least} would show)" if _is_visible(least) else ""
     return Cell(value, difference(entry["delta"], kind.unit), interval(entry["delta_ci95"], kind.unit, signed=True), tone, word)
 
 
 def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
-    """Return tone and word of a difference: better or worse only where its 95 % interval excludes zero, "no interval" without one."""
+    """Return tone and word of a difference; "no interval" where none was computed.
+
+    Better or worse stand only where the 95 % interval excludes zero and the p-value, corrected over engines, is below 0.05.
+    """
     delta, ends = entry["delta"], entry["delta_ci95"]
     shown = difference(delta, kind.unit)
-    if not any(digit in shown for digit in "123456789"):
+    if not _is_visible(shown):
         return "same", "equal"
     if ends is None or None in ends:
         return "same", "no interval"
-    if ends[0] <= 0 <= ends[1]:
+    corrected = entry.get("p_value_holm")
+    if ends[0] <= 0 <= ends[1] or (corrected is not None and corrected >= ALPHA):
         return "same", "within noise"
     if kind.better == "neither":
         return "same", "differs"
@@ -65,6 +73,10 @@ def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
     if kind.better == "zero":
         grew = abs(entry["value"]) > abs(entry["value"] - delta)
     return ("better", "better") if grew == (kind.better == "high") else ("worse", "worse")
+
+
+def _is_visible(shown: str) -> bool:
+    return any(digit in shown for digit in "123456789")
 
 
 def result_table(report: Mapping[str, Any], data: str, metrics: Sequence[str]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipq.evaluate.correction import FAMILY
 from clipq.evaluate.metrics.calibration import bin_index
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
@@ -20,7 +21,13 @@ OUTCOMES = {
     "not shown": ("Not shown", "No gate fails, but the sample is too small to show that nothing is lost."),
     "do not ship": ("Do not ship", "At least one gate fails."),
 }
+TESTS = "Exact McNemar (mid-p) for top-1 and top-5 accuracy, DeLong for AUROC, the bootstrap for all others"
 _SHOWN_REASONS = 2
+ECE_CHANCES = 3.5  # times the ECE by chance, above which intervals of the ECE and its differences were found to hold the truth
+_ECE_WARNING = (
+    " That is close to chance: the ECE and its interval lie too high, and differences between engines come out too small. "
+    "The Brier score and the over-confidence have no such bias; more images lessen it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,9 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append((f"Data: {data}", f"{entry['n']:,} images{classes}{skipped}"))
     found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
     if origin.get("resamples"):
-        found.append(("Intervals", f"95 %, paired bootstrap, {origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"))
+        resamples = f"{origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"
+        found.append(("Intervals", f"95 %, paired bootstrap: BCa for means and AUROC, percentile for all others; {resamples}"))
+        found.append(("Tests", f"{TESTS}. p-values are corrected (Holm) over {FAMILY}"))
         found.append(("No interval", "; ".join(METRICS[metric].label for metric in _without_interval(report))))
     return [(term, text) for term, text in found if text]
 
@@ -228,11 +237,12 @@ def sample_notes(report: Mapping[str, Any], rows: Mapping[tuple[str, str, str], 
     for data in tables.labelled(report):
         if (baseline, data, data) in rows:
             confidence = rows[baseline, data, data]["confidence"]
-            shown = quantity(report["results"][baseline][data].get("ece15", {}).get("value"), "fraction")
-            chance = quantity(expected_ece15(confidence), "fraction")
+            value, by_chance = report["results"][baseline][data].get("ece15", {}).get("value"), expected_ece15(confidence)
+            shown, chance = quantity(value, "fraction"), quantity(by_chance, "fraction")
             notes.append(
                 f"{data}, n = {len(confidence):,}: a perfectly calibrated model with these confidences would show an ECE-15 "
                 f"of {chance} by chance alone; {baseline} shows {shown}."
+                + (_ECE_WARNING if value is not None and value < ECE_CHANCES * by_chance else "")
             )
     return notes
 

@@ -71,7 +71,9 @@ def resample_classification(
     rows = [{name: value for part in statistics for name, value in part(drawn).items()} for drawn in counts]
     draws = {name: column for name, column in collected(rows).items() if name in wanted}
     flags = {name: column for name, column in (("acc1", outcomes.correct), ("acc5", outcomes.in_top5)) if column is not None}
-    return Resampled(values, draws, len(outcomes), (sha256_bytes(outcomes.labels.tobytes())[:12], resamples, seed), flags)
+    key = (sha256_bytes(outcomes.labels.tobytes())[:12], resamples, seed)
+    influence = {name: (column - column.mean(),) for name, column in _mean_columns(outcomes).items() if name in wanted}
+    return Resampled(values, draws, len(outcomes), key, flags, influence)
 
 
 def classification_values(outcomes: Outcomes) -> dict[str, float]:
@@ -112,8 +114,7 @@ def _statistics(outcomes: Outcomes) -> dict[tuple[str, ...], Statistic]:
     for name, confidence in mended.items():
         if confidence is not None:
             statistics[name,] = _single(name, WidthBins(confidence, correct).ece)
-    columns = {name: column for name, column in _per_sample(outcomes).items() if np.isfinite(column).all()}
-    columns["signed_gap"] = outcomes.confidence - correct
+    columns = _mean_columns(outcomes)
     statistics[tuple(columns)] = _means(columns)
     return statistics
 
@@ -130,6 +131,12 @@ def _means(columns: Mapping[str, Array]) -> Statistic:
         return dict(zip(names, (np.einsum("mj,j->m", matrix, counts) / len(counts)).tolist(), strict=True))
 
     return means
+
+
+def _mean_columns(outcomes: Outcomes) -> dict[str, Array]:
+    """Return the columns whose plain mean is a metric that can be resampled."""
+    columns = {name: column for name, column in _per_sample(outcomes).items() if np.isfinite(column).all()}
+    return {**columns, "signed_gap": outcomes.confidence - outcomes.correct}
 
 
 def _per_sample(outcomes: Outcomes) -> dict[str, Array]:

@@ -9,6 +9,7 @@ import numpy as np
 from clipq.evaluate.metrics import detection
 from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_vector
 from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate, Resampled, collected, compare, resample_counts
+from clipq.evaluate.statistics.delong import placements
 
 METRICS = {
     "auroc": detection.auroc,
@@ -55,7 +56,9 @@ def resample_ood(
     inside_counts = resample_counts(len(inside), resamples, seed, stream=0)
     outside_counts = resample_counts(len(outside), resamples, seed, stream=1)
     draws = collected(plan.metrics(*counts) for counts in zip(inside_counts, outside_counts, strict=True))
-    return Resampled(values, draws, len(inside) + len(outside), (len(inside), len(outside), resamples, seed))
+    key = (len(inside), len(outside), resamples, seed)
+    influence = {"auroc": tuple(side - side.mean() for side in placements(inside, outside))} if "auroc" in draws else {}
+    return Resampled(values, draws, len(inside) + len(outside), key, influence=influence)
 
 
 class _Plan:

@@ -1,4 +1,4 @@
-"""Exact McNemar, Holm's correction, and the smallest loss a sample can show."""
+"""Exact McNemar, Holm's correction, and the smallest difference a sample can show."""
 
 from __future__ import annotations
 
@@ -80,3 +80,24 @@ def minimum_detectable_loss(n: int, disagreement: float, *, alpha: float = 0.05,
     discriminant = half**2 - quadratic * psi * (z_alpha**2 - z_power**2)
     smallest = (half + math.sqrt(max(0.0, discriminant))) / quadratic
     return smallest if discriminant >= 0 and smallest <= psi else 1.0
+
+
+def minimum_detectable_effect(standard_error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the smallest true difference that a two-sided test would find with the given power: (z_{1-alpha/2} + z_power) standard errors.
+
+    Bloom 1995, for an estimate that is nearly normal; for accuracy ``minimum_detectable_loss`` knows better.
+
+    Args:
+        standard_error: Of the difference; the standard deviation of its resampled values.
+        alpha: Two-sided level.
+        power: Chance to find it.
+
+    Returns:
+        In the unit of the difference, at least 0.
+
+    >>> round(minimum_detectable_effect(0.01), 4)
+    0.028
+    """
+    if not standard_error >= 0:
+        raise DataError("no such standard error", found=standard_error, expected="0 or more")
+    return float(ndtri(1 - alpha / 2) + ndtri(power)) * standard_error
