@@ -55,7 +55,8 @@ METRICS: Mapping[str, Quantity] = {
     "ece_kde": Quantity(
         "ECE, kernel",
         "low",
-        "The same without bins: accuracy near each confidence by a kernel regression without the image itself.",
+        "The same without bins: accuracy near each confidence by a kernel regression without the image itself. "
+        "Too small where confidences crowd near 1.",
         "Popordanoska et al. 2022; Zhang et al. 2020",
     ),
     "ece_kde_bandwidth": Quantity(
