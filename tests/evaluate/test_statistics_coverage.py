@@ -170,7 +170,6 @@ def test_ece_is_covered_well_above_chance(n, gaps):
 def test_ece_is_covered_well_above_chance_at_length(n, gaps):
     """The same with 1,500 repetitions and more images."""
     value, delta, _ = _ece_coverage(n, gaps, 1500)
-    print(n, gaps, value, delta)
     assert 0.93 <= value <= 0.975
     assert 0.93 <= delta <= 0.975
 

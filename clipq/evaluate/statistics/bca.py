@@ -2,7 +2,7 @@
 
 It is for smooth metrics: means and AUROC. Of calibration errors it is kept away though their jackknife is cheap: near perfect calibration
 their bias is as large as their spread, and the correction for it finds differences between equally calibrated engines (a 95 % interval
-that covers 0 in 82 to 86 of 100 repetitions, where the percentile interval does in 98; tests/evaluate/test_statistics_coverage.py).
+that covers 0 in 81 of 100 repetitions, where the percentile interval does in 97; tests/evaluate/test_statistics_coverage.py).
 """
 
 from __future__ import annotations
