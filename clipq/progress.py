@@ -32,7 +32,7 @@ def bar(title: str, total: int | None, unit: str = "") -> Iterator[Callable[[int
         unit: What is written after the number, e.g. `` %``.
     """
     if _quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        note(f"{title} ({total}{unit})" if total is not None else title)
+        note(f"{title} ({total})" if total is not None and not unit else title)
         yield lambda _steps: None
         return
     from rich.console import Console

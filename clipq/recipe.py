@@ -13,6 +13,7 @@ CALIBRATION_METHODS: tuple[str, ...] = get_args(CalibrationMethod)
 TOWERS = ("image", "text")
 AttentionPrecision = Literal["fp16", "int8"]
 ATTENTION_PRECISIONS: tuple[str, ...] = get_args(AttentionPrecision)
+LARGEST_BATCH = 65_536  # far above what any device holds, far below what a builder's 32-bit sizes do
 COMPATIBILITIES = ("version", "hardware")
 
 
@@ -67,8 +68,9 @@ class Recipe:
             for name in names:
                 if name not in known:
                     raise unknown_name(kind, name, known)
-        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise UsageError("--batch is wrong", found=",".join(map(str, self.batch)), expected="smallest,usual,largest, e.g. 1,32,128")
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= LARGEST_BATCH:
+            expected = f"smallest,usual,largest up to {LARGEST_BATCH}, e.g. 1,32,128"
+            raise UsageError("--batch is wrong", found=",".join(map(str, self.batch)), expected=expected)
         if self.calib_n < 1:
             raise UsageError("--calib-n is too small", found=self.calib_n, expected="at least 1")
 

@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in comma_list(text))
+    try:
+        return tuple(int(part) for part in comma_list(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid batch sizes {text!r}; expected N,N, e.g. 1,32") from None
 
 
 def run(args: argparse.Namespace) -> int:

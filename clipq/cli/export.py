@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list
-from clipq.errors import UsageError
+from clipq.errors import UsageError, missing_extra
 from clipq.files import write_json
 from clipq.progress import note
 from clipq.recipe import CALIBRATION_METHODS, TOWERS, Recipe
@@ -121,7 +122,7 @@ def _add_plans(parser: argparse.ArgumentParser, default: Recipe) -> None:
         metavar="8.9,12.0",
         type=comma_list,
         default=default.compute_capabilities,
-        help="GPUs that TensorRT-RTX builds for (default: all it knows)",
+        help="GPUs that TensorRT-RTX builds for (default: every one from 8.0 that has the precision)",
     )
 
 
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
 def _rebuild(args: argparse.Namespace) -> Bundle:
     if args.model:
         raise UsageError("--rebuild takes a bundle instead of a model", found=args.model)
+    _refuse_export_options(args)
     from clipq.artifact import Bundle
     from clipq.engines.tensorrt.build import BuildOptions
     from clipq.export.rebuild import rebuild_bundle
@@ -150,9 +152,36 @@ def _rebuild(args: argparse.Namespace) -> Bundle:
     return rebuild_bundle(Bundle.open(args.rebuild), args.engines, args.output, options, resume=args.resume)
 
 
+def _refuse_export_options(args: argparse.Namespace) -> None:
+    """The graphs of a bundle are made; options that would make others are not silently dropped."""
+    default = Recipe(model="")
+    asked = [
+        f"--{name.replace('_', '-')}"
+        for name in (
+            "towers",
+            "calib",
+            "calib_n",
+            "calib_method",
+            "calib_sampling",
+            "mha",
+            "sensitivity",
+            "calib_ood",
+            "graphs_only",
+            "seed",
+        )
+        if getattr(args, name) != getattr(default, name)
+    ]
+    if asked or args.max_drop:
+        names = ", ".join([*asked, *(["--max-drop"] if args.max_drop else [])])
+        raise UsageError("--rebuild builds plans from the graphs that are there", found=names, fix="Drop these, or export anew.")
+
+
 def _export(args: argparse.Namespace) -> Bundle:
     if not args.model:
         raise UsageError("no model given", expected="MODEL, e.g. ViT-B-32:openai, or --rebuild BUNDLE")
+    for library in ("torch", "open_clip", "onnx"):
+        if importlib.util.find_spec(library) is None:
+            raise missing_extra(library, "export")
     recipe = Recipe(
         model=args.model,
         engines=args.engines or Recipe(model="").engines,
@@ -191,6 +220,8 @@ def _report(bundle: Bundle, args: argparse.Namespace) -> None:
     elif args.json:
         write_json(Path(args.json), _summary(bundle))
     note(f"{bundle.folder}: {', '.join(bundle.manifest.engines)}")
+    if any(entry.graphs and not entry.towers for entry in bundle.manifest.engines.values()):
+        note(f"Next, on the target: clipq-export --rebuild {bundle.folder} -o NEW")
     note(f"Next: clipq eval {bundle.folder} --data DATA -o REPORT")
 
 

@@ -81,5 +81,8 @@ def _guard(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("clipq: interrupted; what was finished is kept, run again with --resume", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print(f"clipq: out of memory; found {' '.join(str(error).split()) or 'no more to be had'}. Use a smaller batch.", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         return 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-from clipq.artifact import Bundle
+from clipq.artifact import Bundle, EngineEntry
 from clipq.engines.base import Engine
-from clipq.errors import unknown_name
+from clipq.errors import RefusedError, unknown_name
 
 _TORCH = "clipq.engines.torch.run:TorchEngine"
 _ORT = "clipq.engines.onnxruntime.run:OrtEngine"
@@ -81,11 +81,49 @@ def open_engine(
     Raises:
         UsageError: The id is unknown to this tool or to the bundle.
         MissingRuntimeError: The runtime or its device is not here.
-        RefusedError: A file is not what the manifest says.
+        RefusedError: A file is not what the manifest says, or the engine is not what its id says.
     """
-    if engine_id not in ENGINES:
-        raise unknown_name("engine", engine_id, ENGINES)
+    checked_entry(bundle, engine_id)
     module, name = ENGINES[engine_id].loader.split(":")
     engine: Engine = getattr(importlib.import_module(module), name).from_bundle(bundle, engine_id, threads)
     engine.shares_cores, engine.uses_graphs = shares_cores, uses_graphs
     return engine
+
+
+def checked_entry(bundle: Bundle, engine_id: str) -> EngineEntry:
+    """Return an engine's entry of the manifest: its id decides what it is, and a manifest that says otherwise is refused.
+
+    Raises:
+        UsageError: The id is unknown to this tool or to the bundle.
+        RefusedError: Runtime, provider, precision or graphs are not those of the id.
+    """
+    if engine_id not in ENGINES:
+        raise unknown_name("engine", engine_id, ENGINES)
+    entry, kind = bundle.engine(engine_id), ENGINES[engine_id]
+    found, expected = (entry.runtime, entry.provider, entry.precision), (kind.runtime, kind.provider, kind.precision)
+    if found != expected:
+        raise RefusedError(
+            f"the manifest of {bundle.folder} says of {engine_id} what its name does not",
+            found=", ".join(map(str, found)),
+            expected=", ".join(expected),
+            fix="Export the bundle again.",
+        )
+    if kind.planned:
+        _check_graphs(bundle, engine_id, entry, kind)
+    return entry
+
+
+def _check_graphs(bundle: Bundle, engine_id: str, entry: EngineEntry, kind: Kind) -> None:
+    """Check that plans come from the graphs of their precision: one of its kind, none of another, and one for each tower."""
+    for tower in ("image", "text"):
+        own, plain = f"towers/{tower}.{kind.graph}.onnx", f"towers/{tower}.fp32.onnx"
+        allowed = [own] if tower in entry.quantized else [own, plain]
+        if entry.graphs.get(tower) not in allowed:
+            raise RefusedError(
+                f"the manifest of {bundle.folder} names a wrong graph for the {tower} tower of {engine_id}",
+                found=entry.graphs.get(tower),
+                expected=" or ".join(dict.fromkeys(allowed)),
+                fix="Export the bundle again.",
+            )
+    if not any(name.endswith(f".{kind.graph}.onnx") for name in entry.graphs.values()):
+        raise RefusedError(f"no tower of {engine_id} in {bundle.folder} is {kind.precision}", fix="Export the bundle again.")

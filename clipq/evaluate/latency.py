@@ -64,8 +64,10 @@ def bench_bundle(  # noqa: PLR0913 - each is one choice of the caller
         UsageError: An engine is unknown, or a number is too small.
         MissingRuntimeError: A runtime that was asked for is not installed.
     """
-    if seconds <= 0 or (threads is not None and threads < 1):
-        raise UsageError("--bench-seconds or --threads is too small", found=f"{seconds} and {threads}", expected="more than 0")
+    if not 0 < seconds < math.inf:
+        raise UsageError("--bench-seconds is wrong", found=seconds, expected="a time above 0, e.g. 2")
+    if threads is not None and threads < 1:
+        raise UsageError("--threads is too small", found=threads, expected="at least 1")
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError("--batch is wrong", found=",".join(map(str, batch_sizes)), expected="batch sizes of at least 1, e.g. 1,32")
     count = threads or usable_cores()

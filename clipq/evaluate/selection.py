@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipq.artifact import Bundle
-from clipq.engines.table import open_engine
+from clipq.engines.table import checked_entry, open_engine
 from clipq.errors import MissingRuntimeError, UsageError
 from clipq.evaluate.provenance import runtime_version
 from clipq.progress import note
@@ -34,9 +34,9 @@ def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> lis
     try:
         _require(bundle, baseline)
     except MissingRuntimeError as error:
-        raise MissingRuntimeError(
-            f"the baseline {baseline} cannot run: {str(error).rstrip('.')}", fix="Or use --baseline ort-fp32."
-        ) from error
+        why = str(error).rstrip(".")
+        other = "Or use --baseline ort-fp32." if baseline != "ort-fp32" else "Or choose another --baseline."
+        raise MissingRuntimeError(f"the baseline {baseline} cannot run: {why}", fix=other) from error
     return list(dict.fromkeys([baseline, *usable_engines(bundle, asked)]))
 
 
@@ -45,7 +45,7 @@ def _usable(bundle: Bundle, engine_id: str, *, must: bool) -> bool:
         _require(bundle, engine_id)
     except MissingRuntimeError as error:
         if must:
-            raise
+            raise MissingRuntimeError(f"{engine_id} cannot run: {error}") from error
         note(f"leaving out {engine_id}: {error}")
         return False
     return True
@@ -53,5 +53,5 @@ def _usable(bundle: Bundle, engine_id: str, *, must: bool) -> bool:
 
 def _require(bundle: Bundle, engine_id: str) -> None:
     """Check runtime, device and files of an engine; it is made, not entered, so nothing is loaded onto a device."""
-    runtime_version(bundle.engine(engine_id).runtime)
+    runtime_version(checked_entry(bundle, engine_id).runtime)
     open_engine(bundle, engine_id)

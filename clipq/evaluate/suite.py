@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ class EvalOptions:
             "--limit": (self.limit, 1),
         }
         for name, (value, smallest) in least.items():
-            if value is not None and value < smallest:
-                raise UsageError(f"{name} is too small", found=value, expected=f"at least {smallest}")
+            if value is not None and not smallest <= value < math.inf:
+                raise UsageError(f"{name} is wrong", found=value, expected=f"a number of at least {smallest}")
 
 
 def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[str, Any]:

@@ -108,7 +108,9 @@ def _require_builders(recipe: Recipe) -> None:
         return
     for engine_id in recipe.engines:
         if ENGINES[engine_id].planned:
-            require_builder(ENGINES[engine_id], fix="Or add --graphs-only here, and build on the target with clipq-export --rebuild.")
+            require_builder(
+                engine_id, build_options(recipe), fix="Or add --graphs-only here, and build on the target with clipq-export --rebuild."
+            )
 
 
 def _refuse_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:

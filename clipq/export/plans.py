@@ -15,23 +15,29 @@ from clipq.errors import ExportError, MissingRuntimeError
 from clipq.export.stages import Facts, Stages
 
 
-def require_builder(kind: Kind, *, fix: str) -> None:
-    """Check that plans of this kind can be built here: the library, and for TensorRT a device.
+def require_builder(engine_id: str, options: BuildOptions, *, fix: str) -> None:
+    """Check, before any work, that an engine's plans can be built here: the library, for TensorRT a device, and the options.
 
     Args:
-        kind: A planned kind of engine.
-        fix: What to do instead where they cannot.
+        engine_id: A planned engine.
+        options: How it is to be built.
+        fix: What to do instead where it cannot be.
 
     Raises:
-        MissingRuntimeError: They cannot.
+        MissingRuntimeError: It cannot be built here.
+        UsageError: The library has no such option.
     """
+    kind = ENGINES[engine_id]
     try:
         if kind.runtime == "tensorrt":
             require_device()
-        load_api(kind.runtime)
+        api = load_api(kind.runtime)
+        api.check_precision(kind.precision)
     except MissingRuntimeError as error:
         why = str(error).rstrip(".")
-        raise MissingRuntimeError(f"no {kind.runtime} engine can be built here: {why}", fix=fix) from error
+        raise MissingRuntimeError(f"{engine_id} cannot be built here: {why}", fix=fix) from error
+    api.targets(kind.precision, options.compute_capabilities)
+    api.check_compatibility(options.compatibility)
 
 
 def target_device(engine_ids: Iterable[str]) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import MANIFEST, PLAN_SUFFIX, Bundle, EngineEntry, Manifest, write_manifest
-from clipq.engines.table import ENGINES
+from clipq.engines.table import ENGINES, checked_entry
 from clipq.engines.tensorrt.build import BuildOptions
-from clipq.errors import RefusedError, UsageError, unknown_name
+from clipq.errors import MissingRuntimeError, RefusedError, UsageError, unknown_name
 from clipq.export.description import description_name, write_description
 from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.stages import Facts, Stages
@@ -30,7 +30,8 @@ def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, op
 
     Args:
         parent: The bundle with the portable graphs.
-        engine_ids: Which planned engines to build; empty means all that the parent has. The others are left out of the new bundle.
+        engine_ids: Which planned engines to build; empty means all of the parent's that can be built here. The others are left out of
+            the new bundle.
         folder: A new or empty folder.
         options: Batches and compatibility of the plans.
         resume: Continue what a killed run left.
@@ -42,9 +43,7 @@ def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, op
         ExportError: The builder refuses a graph.
     """
     Recipe(model="", batch=options.batch, compatibility=options.compatibility)  # raises what an export with these options would
-    chosen = _chosen(parent, engine_ids)
-    for engine_id in chosen:
-        require_builder(ENGINES[engine_id], fix=INSTALL)
+    chosen = _buildable(_chosen(parent, engine_ids), options, must=bool(engine_ids))
     digest = sha256_file(parent.folder / MANIFEST)
     key = {
         "parent": digest,
@@ -81,7 +80,31 @@ def _chosen(parent: Bundle, engine_ids: tuple[str, ...]) -> tuple[str, ...]:
     for engine_id in chosen:
         if engine_id not in ENGINES or not ENGINES[engine_id].planned:
             raise unknown_name("engine with a plan to build", engine_id, [name for name, kind in ENGINES.items() if kind.planned])
+        checked_entry(parent, engine_id)
     return chosen
+
+
+def _buildable(chosen: tuple[str, ...], options: BuildOptions, *, must: bool) -> tuple[str, ...]:
+    """Return the engines that can be built here, telling of each other one why not.
+
+    Raises:
+        MissingRuntimeError: None can, or, with ``must``, one cannot.
+        UsageError: The library of one has no such option.
+    """
+    failures = {engine_id: error for engine_id in chosen if (error := _failure(engine_id, options))}
+    if failures and (must or len(failures) == len(chosen)):
+        raise next(iter(failures.values()))
+    for engine_id, error in failures.items():
+        note(f"leaving out {engine_id}: {error}")
+    return tuple(engine_id for engine_id in chosen if engine_id not in failures)
+
+
+def _failure(engine_id: str, options: BuildOptions) -> MissingRuntimeError | None:
+    try:
+        require_builder(engine_id, options, fix=INSTALL)
+    except MissingRuntimeError as error:
+        return error
+    return None
 
 
 def _described(options: BuildOptions) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_the_defaults_are_the_recipes(asked: dict[str, Any], tmp_path: Path) -> 
         (["--compat", "versions"], "Did you mean 'version'"),
         (["--engines", "ort-fp32", "--max-drop", "acc1=0.01"], "--sensitivity and --max-drop are about static quantization"),
         (["--rebuild", "bundle"], "--rebuild takes a bundle instead of a model"),
+        (["--batch", "1,32,100000000"], "largest up to 65536"),
     ],
 )
 def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +90,23 @@ def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_pa
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "new").exists()
+
+
+def test_rebuild_drops_no_option_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would make other graphs is refused where graphs are not made."""
+    command = ["--rebuild", "bundle", "-o", str(tmp_path / "new"), "--graphs-only", "--calib-n", "3", "--max-drop", "acc1=0.1"]
+    assert export_main(command) == 2
+    assert "found --calib-n, --graphs-only, --max-drop" in capsys.readouterr().err
+
+
+def test_without_the_export_extra_the_line_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On an edge install the command ends with 4 and what to install."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "onnx" else find(name, *more))
+    assert export_main(["demo", "-o", str(tmp_path / "new")]) == 4
+    assert "onnx is not installed. Run: pip install 'clipq[export]'" in capsys.readouterr().err
 
 
 def test_json_on_stdout_and_nothing_else(tiny_checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,9 +128,11 @@ def test_a_failing_engine_is_one_line(tmp_path: Path) -> None:
 def test_numbers_that_make_no_sense_are_usage_errors(tmp_path: Path) -> None:
     """Zero threads or seconds measure nothing."""
     bundle = make_toy_bundle(tmp_path)
-    with pytest.raises(UsageError, match="too small"):
+    with pytest.raises(UsageError, match="--threads is too small"):
         bench_bundle(bundle, (), threads=0, seconds=1)
-    with pytest.raises(UsageError, match="too small"):
+    with pytest.raises(UsageError, match="--bench-seconds is wrong"):
         bench_bundle(bundle, (), threads=None, seconds=0)
+    with pytest.raises(UsageError, match="--bench-seconds is wrong; found nan"):
+        bench_bundle(bundle, (), threads=None, seconds=float("nan"))
     with pytest.raises(UsageError, match="--batch is wrong; found 0,1"):
         bench_bundle(bundle, (), threads=None, seconds=1, batch_sizes=(0, 1))

@@ -205,11 +205,10 @@ def test_rebuild_refuses_an_engine_of_another_clipq(graphs: Bundle, tmp_path: Pa
 
 @rtx
 def test_rebuild_refuses_graphs_that_are_not_there(graphs: Bundle, tmp_path: Path) -> None:
-    """A graph that the bundle does not hold is named, wherever it points to."""
-    entry = replace(graphs.engine("trtrtx-fp16"), graphs={"image": "../other.onnx"})
-    bundle = Bundle(graphs.folder, replace(graphs.manifest, engines={"trtrtx-fp16": entry}))
-    with pytest.raises(ExportError, match=r"the bundle has no \.\./other\.onnx to build from"):
-        rebuild_bundle(bundle, (), tmp_path / "a", OPTIONS)
+    """A graph that the bundle does not hold is named."""
+    files = {name: entry for name, entry in graphs.manifest.files.items() if name != "towers/image.fp16.onnx"}
+    with pytest.raises(ExportError, match=r"the bundle has no towers/image\.fp16\.onnx to build from"):
+        rebuild_bundle(Bundle(graphs.folder, replace(graphs.manifest, files=files)), ("trtrtx-fp16",), tmp_path / "a", OPTIONS)
 
 
 @rtx
@@ -246,7 +245,51 @@ def test_rebuild_refuses_a_graph_with_another_hash(graphs: Bundle, tmp_path: Pat
 def test_without_a_device_the_export_says_so_at_once(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 4 and one line at once; nothing is written."""
     monkeypatch.setattr("clipq.engines.tensorrt.device._LIBRARY", "libcuda-that-is-not-there.so.1")
-    with pytest.raises(MissingRuntimeError, match=r"no tensorrt engine can be built here.*--graphs-only.*--rebuild") as caught:
+    with pytest.raises(MissingRuntimeError, match=r"trt-int8 cannot be built here.*--graphs-only.*--rebuild") as caught:
         export_bundle(replace(recipe, engines=("trt-int8",)), tmp_path / "out")
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graphs": {"image": "towers/image.fp32.onnx", "text": "towers/text.fp32.onnx"}}, "wrong graph for the image tower"),
+        ({"graphs": {"image": "towers/image.int8-fp16.onnx"}}, "wrong graph for the text tower"),
+        ({"graphs": {"image": "/etc/passwd", "text": "towers/text.fp32.onnx"}}, "found /etc/passwd"),
+        ({"quantized": (), "graphs": {t: f"towers/{t}.fp32.onnx" for t in ("image", "text")}}, "no tower of trtrtx-int8"),
+        ({"precision": "fp16"}, "expected tensorrt-rtx, cuda, int8"),
+        ({"runtime": "nothing"}, "expected tensorrt-rtx, cuda, int8"),
+    ],
+)
+def test_a_manifest_cannot_make_an_engine_something_else(graphs: Bundle, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """The id decides what an engine is; a plan named INT8 is never built from the FP32 graph."""
+    engines = {**graphs.manifest.engines, "trtrtx-int8": replace(graphs.engine("trtrtx-int8"), **changes)}
+    with pytest.raises(RefusedError, match=message):
+        rebuild_bundle(Bundle(graphs.folder, replace(graphs.manifest, engines=engines)), ("trtrtx-int8",), tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+@rtx
+def test_rebuild_builds_what_it_can(
+    graphs: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --engines, engines whose runtime is not here are left out aloud."""
+    monkeypatch.setattr("clipq.engines.tensorrt.device._LIBRARY", "libcuda-that-is-not-there.so.1")
+    made = rebuild_bundle(graphs, (), tmp_path / "here", OPTIONS)
+    assert set(made.manifest.engines) == {"torch-fp32", "trtrtx-fp16", "trtrtx-int8"}
+    said = capsys.readouterr().err
+    assert "leaving out trt-fp16: trt-fp16 cannot be built here: no NVIDIA driver" in said
+    with pytest.raises(MissingRuntimeError, match="trt-int8 cannot be built here"):
+        rebuild_bundle(graphs, ("trt-int8", "trtrtx-int8"), tmp_path / "other", OPTIONS)
+
+
+@rtx
+@pytest.mark.parametrize(
+    "options", [BuildOptions(batch=(1, 4, 8), compute_capabilities=("7.0",)), BuildOptions(batch=(1, 4, 8), compatibility=("version",))]
+)
+def test_options_are_checked_before_anything_is_copied(graphs: Bundle, tmp_path: Path, options: BuildOptions) -> None:
+    """A corrected command finds no rubble."""
+    with pytest.raises(UsageError):
+        rebuild_bundle(graphs, ("trtrtx-fp16",), tmp_path / "here", options)
+    assert not (tmp_path / "here").exists()

@@ -109,18 +109,26 @@ class Api:
         Raises:
             UsageError: TensorRT-RTX has neither.
         """
-        if names and self.runtime == "tensorrt-rtx":
-            raise UsageError(
-                f"{TITLES[self.runtime]} has no {' and no '.join(names)} compatibility to switch on",
-                expected="none: its plans run on every GPU from compute capability 8.0, on this version only",
-                fix="Drop the option for trtrtx engines.",
-            )
+        self.check_compatibility(names)
         flags = self.library.BuilderFlag
         if "version" in names:
             config.set_flag(flags.VERSION_COMPATIBLE)
             config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)
         if "hardware" in names:
             config.hardware_compatibility_level = self.library.HardwareCompatibilityLevel.AMPERE_PLUS
+
+    def check_compatibility(self, names: Sequence[str]) -> None:
+        """Check that the library has these compatibilities.
+
+        Raises:
+            UsageError: TensorRT-RTX has neither.
+        """
+        if names and self.runtime == "tensorrt-rtx":
+            raise UsageError(
+                f"{TITLES[self.runtime]} has no {' and no '.join(names)} compatibility to switch on",
+                expected="none: its plans run on every GPU from compute capability 8.0, on this version only",
+                fix="Drop the option for trtrtx engines.",
+            )
 
     def targets(self, precision: str, asked: Sequence[str]) -> tuple[str, ...]:
         """Return the compute capabilities to name to the builder; none leaves it its default.

@@ -120,7 +120,7 @@ def test_command_ends_with_4_and_one_line(
     for options in ([], ["--trust-engine"]):
         assert main(["bench", str(built), "--engines", ENGINE, *options]) == 4
         said = capsys.readouterr()
-        assert (said.out, said.err) == ("", "clipq: no NVIDIA driver. Install the driver.\n")
+        assert (said.out, said.err) == ("", f"clipq: {ENGINE} cannot run: no NVIDIA driver. Install the driver.\n")
 
 
 class SmallDevice:
