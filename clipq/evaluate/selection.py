@@ -40,6 +40,19 @@ def choose_engines(bundle: Bundle, asked: tuple[str, ...], baseline: str) -> lis
     return list(dict.fromkeys([baseline, *usable_engines(bundle, asked)]))
 
 
+def left_out(bundle: Bundle, asked: tuple[str, ...]) -> dict[str, str]:
+    """Return why each engine of the bundle that nobody named cannot run here; empty when engines were named."""
+    return {} if asked else {name: why for name in bundle.manifest.engines if (why := _why_not(bundle, name))}
+
+
+def _why_not(bundle: Bundle, engine_id: str) -> str:
+    try:
+        _require(bundle, engine_id)
+    except MissingRuntimeError as error:
+        return str(error)
+    return ""
+
+
 def _usable(bundle: Bundle, engine_id: str, *, must: bool) -> bool:
     try:
         _require(bundle, engine_id)

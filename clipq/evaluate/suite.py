@@ -20,7 +20,7 @@ from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.scoring import score
-from clipq.evaluate.selection import choose_engines
+from clipq.evaluate.selection import choose_engines, left_out
 from clipq.evaluate.verdict import judge
 from clipq.machine import usable_cores
 
@@ -96,7 +96,12 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "baseline": options.baseline,
-        "provenance": {**describe_run(bundle), **_conditions(bundle, options, threads), "gates": describe_gates(gates)},
+        "provenance": {
+            **describe_run(bundle),
+            **_conditions(bundle, options, threads),
+            "gates": describe_gates(gates),
+            "left_out": left_out(bundle, options.engines),
+        },
         "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
         "datasets": embedded.describe_sets(),
         "results": scores.results,

@@ -60,7 +60,8 @@ def rebuild_bundle(parent: Bundle, engine_ids: tuple[str, ...], folder: Path, op
         plans = PlanMaker(folder, stages, options)
         planned = {engine_id: _build(parent, engine_id, folder, stages, plans) for engine_id in chosen}
         ready = {name: entry for name, entry in parent.manifest.engines.items() if not entry.graphs}
-        write_manifest(folder, _manifest(parent.manifest, {**ready, **planned}, stages, digest))
+        said = {**parent.manifest.recipe, "rebuilt": {"engines": list(chosen), **_described(options)}}
+        write_manifest(folder, replace(_manifest(parent.manifest, {**ready, **planned}, stages, digest), recipe=said))
         stages.close()
         return Bundle.open(folder)
 

@@ -339,3 +339,10 @@ def test_broken_samples_are_one_line(written, tmp_path):
     (tmp_path / "samples.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(ClipqError, match=r"samples\.parquet"):
         read_report(tmp_path)
+
+
+def test_engines_left_out_are_named():
+    """An engine of the bundle that could not run stands in the report, with its reason."""
+    report, _ = make_example()
+    origin = {**report["provenance"], "left_out": {"trt-int8": "no NVIDIA driver"}}
+    assert ("Left out: trt-int8", "no NVIDIA driver") in view.facts({**report, "provenance": origin})

@@ -89,6 +89,7 @@ def test_rebuild_makes_a_new_bundle_that_names_its_parent(graphs: Bundle, tmp_pa
     made.verify()
     assert made.manifest.parent_sha256 == sha256_file(graphs.folder / "manifest.json")
     assert set(made.manifest.engines) == {"torch-fp32", *engines}
+    assert made.manifest.recipe["rebuilt"] == {"engines": list(engines), "batch": [1, 4, 8], "compatibility": [], "for": []}
     assert made.engine("trtrtx-int8").towers["image"] == "engines/trtrtx-int8/image.plan"
     assert made.manifest.files["towers/image.fp32.onnx"] == graphs.manifest.files["towers/image.fp32.onnx"]
     before = sha256_file(tmp_path / "here" / "manifest.json")

@@ -158,6 +158,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         classes = f", {entry['classes']:,} classes" if entry["classes"] else ""
         skipped = f", {len(entry['skipped']):,} more could not be read" if entry["skipped"] else ""
         found.append((f"Data: {data}", f"{entry['n']:,} images{classes}{skipped}"))
+    found += [(f"Left out: {engine_id}", why) for engine_id, why in origin.get("left_out", {}).items()]
     found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
     if origin.get("resamples"):
         resamples = f"{origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"

@@ -24,7 +24,7 @@ from clipq.engines.tensorrt.cuda import OutOfDeviceMemoryError
 from clipq.engines.tensorrt.run import TensorrtEngine
 from clipq.errors import EngineError, MissingRuntimeError, RefusedError
 from clipq.evaluate import provenance
-from clipq.evaluate.selection import usable_engines
+from clipq.evaluate.selection import left_out, usable_engines
 from clipq.files import sha256_file
 
 SPEC = TowerSpec("float32", (3, 2, 2), 4)
@@ -96,6 +96,8 @@ def test_engine_that_cannot_run_is_left_out_or_ends_the_run(
     bundle = Bundle.open(built)
     assert usable_engines(bundle, ()) == ["ort-fp32", "ort-int8-dynamic", "ort-int8-static"]
     assert f"leaving out {ENGINE}: no NVIDIA driver" in capsys.readouterr().err
+    assert left_out(bundle, ()) == {ENGINE: "no NVIDIA driver. Install the driver."}
+    assert left_out(bundle, ("ort-fp32",)) == {}, "who names engines knows what is missing"
     with pytest.raises(MissingRuntimeError):
         usable_engines(bundle, (ENGINE,))
     monkeypatch.setattr(run_module, "require_device", lambda: ADA)
