@@ -67,5 +67,29 @@ def test_small_samples_claim_little():
     assert minimum_detectable_loss(1000, 0.03) > minimum_detectable_loss(10_000, 0.03) > minimum_detectable_loss(10_000, 0.01)
     assert minimum_detectable_loss(100, 0.0) >= 0.03
     assert minimum_detectable_loss(3, 0.0) == 1.0
+    assert minimum_detectable_loss(4000, 0.0) == pytest.approx((1.959964 + 0.841621) ** 2 / 4000, rel=2e-3), "all disagreement one way"
+    assert minimum_detectable_loss(4000, 0.0008) == pytest.approx(minimum_detectable_loss(4000, 0.0), rel=1e-9)
+
+
+@given(st.integers(4, 10**6), st.floats(0, 1))
+def test_what_would_show_is_continuous_and_possible(n, psi):
+    """A difference never needs less disagreement than itself, and a little more disagreement changes it little."""
+    loss = minimum_detectable_loss(n, psi)
+    assert 0 < loss <= 1
+    assert loss <= max(psi, 3 / n, (1.96 + 0.8417) ** 2 / n)
+    assert minimum_detectable_loss(n, min(1.0, psi * 1.0001)) == pytest.approx(loss, rel=0.02)
+
+
+def test_simulated_power_without_observed_disagreement():
+    """With all disagreement one way the promised loss is found in about four of five repetitions."""
+    n = 4000
+    loss = minimum_detectable_loss(n, 0.0)
+    lost = np.random.default_rng(0).binomial(n, loss, size=600)
+    found = np.mean([mcnemar(*_flags(int(count), 0)) < 0.05 for count in lost])
+    assert found == pytest.approx(0.8, abs=0.12)
+
+
+def test_empty_comparisons_are_errors():
+    """Nothing can be said of no sample."""
     with pytest.raises(DataError, match="found n = 0"):
         minimum_detectable_loss(0, 0.1)

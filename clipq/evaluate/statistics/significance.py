@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import bdtr, ndtri
 
 from clipq.errors import DataError
@@ -57,6 +58,7 @@ def minimum_detectable_loss(n: int, disagreement: float, *, alpha: float = 0.05,
 
     Connor 1987 for McNemar's test: the difference d with ``sqrt(n) d = z_alpha sqrt(psi) + z_power sqrt(psi - d^2)``. An observed
     disagreement of 0 is replaced by 3/n, its upper 95 % limit ("rule of three"), so that a tiny sample never claims to see everything.
+    A difference takes at least as much disagreement: where the equation asks for more than psi, it is solved with psi = d.
 
     Args:
         n: Number of samples.
@@ -79,7 +81,13 @@ def minimum_detectable_loss(n: int, disagreement: float, *, alpha: float = 0.05,
     quadratic = n + z_power**2
     discriminant = half**2 - quadratic * psi * (z_alpha**2 - z_power**2)
     smallest = (half + math.sqrt(max(0.0, discriminant))) / quadratic
-    return smallest if discriminant >= 0 and smallest <= psi else 1.0
+    if discriminant >= 0 and smallest <= psi:
+        return smallest
+
+    def short_of(d: float) -> float:
+        return math.sqrt(n * d) - z_alpha - z_power * math.sqrt(1 - d)
+
+    return float(brentq(short_of, 0.0, 1.0)) if short_of(1.0) > 0 else 1.0
 
 
 def minimum_detectable_effect(standard_error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
