@@ -346,3 +346,10 @@ def test_engines_left_out_are_named():
     report, _ = make_example()
     origin = {**report["provenance"], "left_out": {"trt-int8": "no NVIDIA driver"}}
     assert ("Left out: trt-int8", "no NVIDIA driver") in view.facts({**report, "provenance": origin})
+
+
+def test_every_metric_has_one_family():
+    """No metric is lost between the tables, and none stands twice."""
+    members = [metric for family in names.FAMILIES.values() for metric in family]
+    assert sorted(members) == sorted(names.METRICS)
+    assert max(len(family) for family in names.FAMILIES.values()) <= 8

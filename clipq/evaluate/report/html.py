@@ -50,7 +50,9 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
             for data in data_ids
         ],
         "more_tables": [
-            tables.result_table(report, data, [m for m in tables.measured_metrics(report, data) if m in others]) for data in data_ids
+            table
+            for data in data_ids
+            for table in tables.result_tables(report, data, [m for m in tables.measured_metrics(report, data) if m in others])
         ],
         "paired_tables": [table for data in data_ids if (table := tables.paired_table(report, data)).rows],
         "ood_tables": [tables.ood_table(report, pair, "auroc") for pair in pairs],

@@ -22,7 +22,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         "\n".join(f"- {escaped(term)}: {escaped(text)}" for term, text in view.facts(report)),
     ]
     parts += _what_ran(report)
-    main = [tables.result_table(report, data, tables.measured_metrics(report, data)) for data in tables.labelled(report)]
+    measured = {data: tables.measured_metrics(report, data) for data in tables.labelled(report)}
+    main = [table for data, metrics in measured.items() for table in tables.result_tables(report, data, metrics)]
     ood = [tables.ood_table(report, pair, "auroc") for pair in tables.pairs(report)]
     paired = [tables.paired_table(report, data) for data in tables.labelled(report)]
     parts += _section("Accuracy and calibration: value, difference to the baseline [95 % interval]", main)

@@ -132,6 +132,18 @@ METRICS: Mapping[str, Quantity] = {
     },
 }
 
+# The metrics of ``METRICS`` in families, each a table of its own.
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "accuracy and proper scores": ("acc1", "acc5", "mean_per_class_recall", "nll", "brier"),
+    "calibration": ("ece15", "signed_gap", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde", "ece_kde_bandwidth", "ece_classwise"),
+    "calibration, worst bin and after mending": ("mce", "rmsce", "ece15_after_temperature", "temperature", "ece15_after_isotonic"),
+    "parts of the Brier score": ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within"),
+    "selective prediction": (
+        *("aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95"),
+        *("coverage_at_risk_1", "coverage_at_risk_5"),
+    ),
+}
+
 OOD_METRICS: Mapping[str, Quantity] = {
     "auroc": Quantity(
         "AUROC", "high", "Chance that a foreign image scores more foreign than a known one; 50 % is a coin, 100 % perfect.", "Fawcett 2006"

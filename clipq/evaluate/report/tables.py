@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from clipq.evaluate.report.format import MISSING, difference, interval, quantity, ratio, unsigned
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+from clipq.evaluate.report.names import BENCH, FAMILIES, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
 
 Tone = Literal["", "better", "worse", "same"]
 MAIN_METRICS = ("acc1", "ece15", "signed_gap", "nll")
@@ -86,6 +86,15 @@ def result_table(report: Mapping[str, Any], data: str, metrics: Sequence[str]) -
         if data in results:
             rows.append((engine, [measured_cell(results[data].get(metric), METRICS[metric]) for metric in metrics]))
     return Table(data, [METRICS[metric].label for metric in metrics], rows, [METRICS[metric].meaning for metric in metrics])
+
+
+def result_tables(report: Mapping[str, Any], data: str, metrics: Sequence[str]) -> list[Table]:
+    """Return the same, one table per family of ``FAMILIES``, so that each fits a page."""
+    found = []
+    for family, members in FAMILIES.items():
+        if own := [metric for metric in members if metric in metrics]:
+            found.append(replace(result_table(report, data, own), title=f"{data}: {family}"))
+    return found
 
 
 def measured_metrics(report: Mapping[str, Any], data: str) -> list[str]:
