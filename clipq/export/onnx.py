@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from clipq import __version__
 from clipq.engines.base import Tower
-from clipq.engines.onnxruntime.run import INPUT_NAMES, OUTPUT_NAME
 from clipq.engines.torch.checkpoint import Checkpoint
+from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME
 from clipq.errors import ClipqError, ExportError
 from clipq.export.attention import plain_attention
 from clipq.export.quantize.graph import publish, save_graph, scratch_folder

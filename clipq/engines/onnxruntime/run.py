@@ -13,16 +13,14 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from clipq.artifact import Bundle, Manifest
-from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
 from clipq.engines.onnxruntime.profile import read_profile
 from clipq.engines.onnxruntime.providers import CPU, require_provider, session_providers
 from clipq.engines.proof import TowerProof, read_work
+from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME, tower_specs
 from clipq.errors import EngineError, RefusedError
 from clipq.recipe import Recipe
 
-INPUT_NAMES: Mapping[Tower, str] = {"image": "pixels", "text": "tokens"}
-OUTPUT_NAME = "embedding"
 _DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
@@ -55,7 +53,7 @@ class OrtEngine(Engine):
         entry = bundle.engine(engine_id)
         require_provider(entry.provider)
         files: dict[Tower, Path] = {tower: _checked(bundle, entry.towers[tower]) for tower in INPUT_NAMES if tower in entry.towers}
-        engine = cls(engine_id, _specs(bundle), files, bundle.manifest)
+        engine = cls(engine_id, tower_specs(bundle), files, bundle.manifest)
         engine.threads = threads
         engine._work = read_work(bundle, engine_id)
         return engine
@@ -110,15 +108,6 @@ def _checked(bundle: Bundle, name: str) -> Path:
         if other != name and other.startswith(name) and PurePosixPath(other).parent == PurePosixPath(name).parent:
             bundle.file(other)
     return path
-
-
-def _specs(bundle: Bundle) -> dict[Tower, TowerSpec]:
-    model = bundle.manifest.model
-    preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
-    return {
-        "image": TowerSpec("float32", (3, *preprocess.size), model.embed_dim),
-        "text": TowerSpec("int32", (model.context_length,), model.embed_dim),
-    }
 
 
 def _session(path: Path, providers: Sequence[tuple[str, dict[str, str]]], threads: int | None, *, spinning: bool, profile: str) -> Any:

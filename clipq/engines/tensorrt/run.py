@@ -11,7 +11,6 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from clipq.artifact import Bundle
-from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
 from clipq.engines.proof import TowerProof, read_work
 from clipq.engines.tensorrt.adapter import load_api
@@ -20,11 +19,10 @@ from clipq.engines.tensorrt.device import require_device
 from clipq.engines.tensorrt.inspector import read_inspector
 from clipq.engines.tensorrt.plan import Plan
 from clipq.engines.tensorrt.trust import CheckedPlan, check_plan, read_plan_facts, rebuild_command
+from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME, tower_specs
 from clipq.errors import EngineError, MissingRuntimeError
 from clipq.progress import note
 
-INPUT_NAMES: Mapping[Tower, str] = {"image": "pixels", "text": "tokens"}
-OUTPUT_NAME = "embedding"
 _TURN = threading.Lock()  # one device: engines take turns, so that none slows another, and TensorRT's log has one listener
 
 
@@ -74,7 +72,7 @@ class TensorrtEngine(Engine):
             for tower in INPUT_NAMES
             if tower in entry.towers
         }
-        engine = cls(engine_id, entry.runtime, _specs(bundle), files, rebuild)
+        engine = cls(engine_id, entry.runtime, tower_specs(bundle), files, rebuild)
         engine._work = read_work(bundle, engine_id)
         return engine
 
@@ -168,12 +166,3 @@ class TensorrtEngine(Engine):
                 expected=f"{smallest} to {largest}, the profile its plan was built for",
                 fix=f"Choose another batch size, or run: {self._rebuild} --batch {min(n, smallest)},{usual},{max(n, largest)}",
             )
-
-
-def _specs(bundle: Bundle) -> dict[Tower, TowerSpec]:
-    model = bundle.manifest.model
-    preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
-    return {
-        "image": TowerSpec("float32", (3, *preprocess.size), model.embed_dim),
-        "text": TowerSpec("int32", (model.context_length,), model.embed_dim),
-    }
