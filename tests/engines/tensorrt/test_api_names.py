@@ -88,7 +88,6 @@ OURS = {
         "node",
         "pop",
         "read",
-        "size",
         "tactic",
         "value",
         "write",
