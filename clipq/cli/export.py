@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID,ID",
         type=comma_list,
         default=(),
-        help=f"engines to make (default: {','.join(default.engines)}; with --rebuild: all that need a plan)",
+        help=f"engines to make (default: {','.join(default.engines)}; with --rebuild: all whose plans can be built here)",
     )
     parser.add_argument(
         "--towers",
