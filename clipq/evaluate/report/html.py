@@ -15,6 +15,7 @@ from markupsafe import Markup
 from clipq.evaluate.report import plots, ran, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
 from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped
+from clipq.evaluate.report.sections import sections
 
 Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
 
@@ -61,7 +62,7 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "ran": ran.ran_table(report),
         "remarks": ran.remarks(report),
-        "robustness": tables.robustness_tables(report),
+        "sections": sections(report),
         "bench": tables.bench_tables(report),
     }
 

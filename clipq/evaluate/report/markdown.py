@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipq.evaluate.report import ran, tables, view
+from clipq.evaluate.report.sections import sections
 from clipq.evaluate.report.tables import Cell, Table
 
 
@@ -29,6 +30,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     parts += _section("Accuracy and calibration: value, difference to the baseline [95 % interval]", main)
     parts += _section("Telling unknown images from known ones", ood)
     parts += _section("Agreement with the baseline, image by image", [table for table in paired if table.rows])
+    for section, intro, found in sections(report):
+        parts += [f"## {section.title}", escaped(intro), *(part for table in found for part in _table(table))]
     parts += _section("Speed, size and memory", tables.bench_tables(report))
     return "\n\n".join(parts) + "\n"
 
