@@ -76,7 +76,7 @@ def ood_rows(model: str, report: dict[str, Any], id_set: str) -> list[str]:
             continue
         for engine in ENGINES:
             scores = report["ood"][engine][pair]
-            cells = [points(scores[score]["auroc"]) for score in ("mcm", "maxlogit", "energy")]
+            cells = [points(scores[score]["auroc"]) for score in ("mcm", "maxlogit", "energy_logit")]
             rows.append(f"| {' | '.join([model, short(pair.split('|')[1]), engine, *cells])} |")
     return rows
 

@@ -22,7 +22,7 @@ from clipq.machine import usable_cores
 
 METRICS = ("acc1", "ece15", "signed_gap", "nll")
 PAIRED = ("disagreement", "flips", "cosine_mean", "cosine_centred_mean")
-SCORES = ("mcm", "maxlogit", "energy")
+SCORES = ("mcm", "maxlogit", "energy_logit")
 PIXELS = 256  # images of each data set whose pixels are compared between two Pythons
 
 

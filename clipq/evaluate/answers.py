@@ -15,8 +15,6 @@ from clipq.evaluate.metrics.arrays import Float64, Int64
 from clipq.evaluate.metrics.probabilities import log_sigmoid
 from clipq.evaluate.zeroshot import cosines, logits
 
-SCORES = ("mcm", "msp", "maxlogit", "energy", "entropy")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
@@ -27,7 +25,7 @@ class Answers:
             with a softmax loss; the log-sigmoids of the logits of SigLIP, whose probabilities are thus its normalised sigmoids.
         predictions: ``(n,)`` the most probable class.
         confidence: ``(n,)`` its probability.
-        ood_scores: SCORE -> ``(n,)``, higher = more OOD.
+        ood_scores: SCORE -> ``(n,)``, higher = more OOD; which scores there are depends on the engine and the options.
     """
 
     class_scores: npt.NDArray[Any]
@@ -57,7 +55,8 @@ def answer(image_embeddings: Float32, classes: Float32, model: ModelEntry, what:
         "mcm": ood.mcm(cosine),
         "msp": ood.max_sigmoid(logit) if sigmoid else confidence_score,
         "maxlogit": ood.maxlogit(logit),
-        "energy": ood.energy(logit),
+        "energy_cos": ood.energy(cosine),
+        "energy_logit": ood.energy(logit),
         "entropy": ood.entropy(class_scores),
     }
     return Answers(class_scores, np.argmax(class_scores, axis=1).astype(np.int64), -confidence_score, scores)

@@ -20,7 +20,7 @@ from clipq.evaluate.correction import add_holm
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.metrics.paired import disagreement, flips
 from clipq.evaluate.report.read import StoredReport
-from clipq.evaluate.report.samples import SCORE_COLUMNS, select
+from clipq.evaluate.report.samples import has_score, select
 from clipq.evaluate.statistics.bootstrap import Estimate
 from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import ood_estimates
@@ -135,7 +135,7 @@ def _ood(a: Side, b: Side, pair: str, resamples: int) -> dict[str, Any]:
     for score, second in b.part("ood")[pair].items():
         first = a.part("ood")[pair].get(score, {})
         paired: dict[str, Estimate] = {}
-        if inside is not None and outside is not None and score in SCORE_COLUMNS:
+        if inside is not None and outside is not None and all(has_score(rows, score) for rows in (*inside, *outside)):
             scores = [(inside[side][score], outside[side][score]) for side in (0, 1)]
             paired = ood_estimates(scores[0], scores[1], resamples=resamples)
         found[score] = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}

@@ -17,7 +17,7 @@ from clipq.engines.base import Engine, Float32
 from clipq.engines.table import open_engine
 from clipq.evaluate.datasets import EvalSet
 from clipq.evaluate.embed import Tokens, Work, embed_images, embed_texts
-from clipq.evaluate.metrics.arrays import Bool
+from clipq.evaluate.metrics.arrays import Bool, Float64
 from clipq.evaluate.provenance import tower_facts
 from clipq.evaluate.store import Store, Stores
 from clipq.evaluate.zeroshot import classifier, prompts
@@ -54,6 +54,19 @@ class Embedded:
         """Return an engine's zero-shot classifier for an ID data set, unit vectors, float32 ``(classes, dim)``."""
         templates = len(self.inside[data].source.templates)
         return classifier(self.text_stores[data][engine_id].read(), templates, f"texts of {data} with {engine_id}")
+
+    def extra_scores(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:  # noqa: ARG002 - for those to come
+        """Return OOD scores that need more than image and class embeddings.
+
+        Args:
+            engine_id: The engine.
+            data: The images.
+            classifier: The ID data set whose class texts score them.
+
+        Returns:
+            SCORE -> ``(n,)`` of the readable images, higher = more OOD; empty where there is nothing more to score with.
+        """
+        return {}
 
     def describe_sets(self) -> dict[str, Any]:
         """Return ``report["datasets"]``."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipq.artifact import ModelEntry
-from clipq.evaluate.answers import SCORES, Answers, answer
+from clipq.engines.base import Float32
+from clipq.evaluate.answers import Answers, answer
 from clipq.evaluate.compare import compare as compare_paired
 from clipq.evaluate.correction import add_holm
 from clipq.evaluate.embeddings import Embedded
 from clipq.evaluate.mending import temperature_ratio
-from clipq.evaluate.metrics.arrays import Bool, Int64
+from clipq.evaluate.metrics.arrays import Bool, Float64, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_logits
-from clipq.evaluate.report.samples import COLUMNS
+from clipq.evaluate.report.samples import stacked
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
@@ -37,12 +38,14 @@ class Scores:
         ood: ENGINE -> ``ID|OOD`` -> SCORE -> METRIC -> measurement.
         paired: ENGINE -> DATA -> differences from the baseline; the baseline has no entry.
         samples: Columns of ``samples.parquet``.
+        draws: ENGINE -> DATA -> ``(resamples,)`` values of acc1; those of data sets with equally many images are of the same resamples.
     """
 
     results: dict[str, dict[str, Any]]
     ood: dict[str, dict[str, Any]]
     paired: dict[str, dict[str, Any]]
     samples: Columns
+    draws: dict[str, dict[str, Float64]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +78,7 @@ class _Scoring:
         self._rows: list[Columns] = []
         self._results: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
+        self._draws: dict[str, dict[str, Float64]] = {name: {} for name in embedded.engine_ids}
         self._paired: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids[1:]}
 
     def run(self) -> Scores:
@@ -88,31 +92,35 @@ class _Scoring:
                     advance(1)
         add_holm(self._results)
         add_holm(self._ood)
-        samples = {name: np.concatenate([rows[name] for rows in self._rows]) for name in COLUMNS}
-        return Scores(self._results, self._ood, self._paired, samples)
+        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws)
 
     def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
         classes = embedded.classes(engine_id, data)
-        embeddings = embedded.images(engine_id, data)
-        answers = answer(embeddings, classes, self._model, f"{engine_id} on {data}")
-        foreign = {
-            other: answer(embedded.images(engine_id, other), classes, self._model, f"{engine_id} on {other}") for other in embedded.outside
-        }
+        answers = self._answer(engine_id, data, data, classes)
+        foreign = {other: self._answer(engine_id, other, data, classes) for other in embedded.outside}
         outcomes = outcomes_from_logits(answers.class_scores, labels)
         self._rows.append(self._samples(engine_id, data, data, answers, outcomes))
         self._rows += [self._samples(engine_id, other, data, theirs, None) for other, theirs in foreign.items()]
         own = self._resample(answers, outcomes, foreign)
+        self._draws[engine_id][data] = own.classification.draws["acc1"]
         self._results[engine_id][data] = _measurements(compare(baseline.classification if baseline else None, own.classification))
         for other in foreign:
             self._ood[engine_id][f"{data}|{other}"] = {
-                name: _measurements(compare(baseline.ood[other, name] if baseline else None, own.ood[other, name])) for name in SCORES
+                name: _measurements(compare(baseline.ood.get((other, name)) if baseline else None, resampled))
+                for (scored, name), resampled in own.ood.items()
+                if scored == other
             }
         if baseline is not None:
-            before = embedded.images(embedded.engine_ids[0], data)
+            before, embeddings = embedded.images(embedded.engine_ids[0], data), embedded.images(engine_id, data)
             ratio = temperature_ratio(*(side.classification.values.get("temperature") for side in (baseline, own)))
             self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings) | ratio
         return own
+
+    def _answer(self, engine_id: str, data: str, classifier: str, classes: Float32) -> Answers:
+        """Return an engine's answers for some images, with every OOD score there is."""
+        answers = answer(self._embedded.images(engine_id, data), classes, self._model, f"{engine_id} on {data}")
+        return replace(answers, ood_scores=answers.ood_scores | self._embedded.extra_scores(engine_id, data, classifier))
 
     def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers]) -> _Engine:
         """Return every resampled metric, several computed at once: numpy leaves the cores free to other threads."""
@@ -121,7 +129,8 @@ class _Scoring:
             detection = {
                 (other, name): pool.submit(resample_ood, answers.ood_scores[name], theirs.ood_scores[name], **self._resampling)
                 for other, theirs in foreign.items()
-                for name in SCORES
+                for name in answers.ood_scores
+                if name in theirs.ood_scores
             }
             return _Engine(answers, classification.result(), {key: future.result() for key, future in detection.items()})
 

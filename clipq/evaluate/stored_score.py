@@ -118,9 +118,9 @@ def _ood(inside: Stored, outside: Stored, seed: int) -> dict[str, Any]:
 
 
 def _ood_scores(stored: Stored) -> dict[str, Float64]:
-    """Return SCORE key -> ood_score, as many as the file allows; MCM needs cosines, which no file holds."""
+    """Return SCORE key -> ood_score, as many as the file allows; MCM and ``energy_cos`` need cosines, which no file holds."""
     if stored.logits is not None:
-        functions = {"msp": ood.msp, "maxlogit": ood.maxlogit, "energy": ood.energy, "entropy": ood.entropy}
+        functions = {"msp": ood.msp, "maxlogit": ood.maxlogit, "energy_logit": ood.energy, "entropy": ood.entropy}
         return {name: function(stored.logits) for name, function in functions.items()}
     if stored.probabilities is not None:
         return {

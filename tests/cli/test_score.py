@@ -136,7 +136,7 @@ def test_ood_file(file, data, tmp_path, capsys):
     np.savez(ood, logits=data[0][:100] / 3)
     result = _json(capsys, file, "--ood", ood)["ood"]
     assert (result["n_id"], result["n_ood"]) == (300, 100)
-    assert set(result["scores"]) == {"msp", "maxlogit", "energy", "entropy"}
+    assert set(result["scores"]) == {"msp", "maxlogit", "energy_logit", "entropy"}
     assert all(metrics["auroc"]["value"] > 0.6 and metrics["auroc"]["n"] == 400 for metrics in result["scores"].values())
     assert set(result["scores"]["msp"]) == {"auroc", "aupr_in", "aupr_out", "fpr95_id_pos", "fpr95_ood_pos"}
     assert main(["score", str(file), "--ood", str(ood)]) == 0

@@ -72,6 +72,7 @@ def test_goals_are_comparisons(text, field, op, limit):
         ("acc1:max-degradation", "cannot read the gate"),
         ("acc1:max-degradation=1%", "cannot read the gate"),
         ("acc1.delta:max-degradation=0.01", "unknown OOD score in a gate 'acc1'"),
+        ("energy.auroc:max-degradation=0.01", "expected energy_logit.auroc or energy_cos.auroc"),
         ("image-b1:max-degradation=0.01", "cannot read the gate"),
         ("image-b1.size_bytes:threshold=1", "unknown field of image-b1"),
         ("acc1:max-degradation=1", "acc1 is a fraction in [0, 1]"),

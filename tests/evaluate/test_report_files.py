@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from clipq.evaluate.report.format import difference, interval, p_value, quantity
 from clipq.evaluate.report.html import render_html
 from clipq.evaluate.report.markdown import render_markdown
 from clipq.evaluate.report.read import read_report
-from clipq.evaluate.report.samples import read_samples, select, write_samples
+from clipq.evaluate.report.samples import read_samples, select, stacked, write_samples
 from clipq.evaluate.report.write import require_report_libraries, write_report
 from clipq.evaluate.verdict import judge
 
@@ -105,11 +106,50 @@ def test_figures_can_be_computed_from_the_samples(written):
 def test_incomplete_samples_are_refused(tmp_path):
     """A missing column or one of another length is an error, and leaves no file."""
     _, samples = judged()
-    with pytest.raises(DataError, match="no entropy"):
-        write_samples({name: column for name, column in samples.items() if name != "entropy"}, tmp_path / "s.parquet")
+    with pytest.raises(DataError, match="no confidence"):
+        write_samples({name: column for name, column in samples.items() if name != "confidence"}, tmp_path / "s.parquet")
     with pytest.raises(DataError, match="differ in length"):
         write_samples({**samples, "label": samples["label"][:-1]}, tmp_path / "s.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_are_absent_have_no_column(tmp_path):
+    """A score that no engine has is left out; one that some engines lack is NaN there, and has no panel for them."""
+    report, samples = judged()
+    first = samples["engine"] == "torch-fp32"
+    some = {**samples, "gl_mcm": np.where(first, samples["mcm"], np.nan)}
+    del some["entropy"]
+    write_samples(some, tmp_path / "s.parquet")
+    stored = read_samples(tmp_path / "s.parquet")
+    assert "entropy" not in stored
+    np.testing.assert_array_equal(stored["gl_mcm"], some["gl_mcm"])
+    page = render_html(report, stored)
+    assert page.count("GL-MCM as OOD score") == len(OOD)
+    assert "Entropy as OOD score" not in page
+    assert page.count("MaxLogit as OOD score") == len(OOD) * len(ENGINES)
+
+
+def test_parts_of_the_samples_are_stacked():
+    """Rows of an engine without a score get NaN, not another engine's values."""
+    whole = {name: column[:2] for name, column in judged()[1].items()}
+    table = stacked([whole, {name: column for name, column in whole.items() if name != "mcm"}])
+    assert table["mcm"][:2].tolist() == whole["mcm"].tolist()
+    assert np.isnan(table["mcm"][2:]).all()
+    assert "neglabel" not in table
+
+
+def test_energy_of_older_reports_is_that_of_logits(tmp_path):
+    """A report from before there were two energies reads as one of today."""
+    report, samples = judged()
+    old = json.loads(json.dumps(report).replace('"energy_logit"', '"energy"').replace('"energy_cos"', '"other"'))
+    write_report(report, samples, tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    table = pq.read_table(tmp_path / "samples.parquet").drop_columns(["energy_cos"])
+    pq.write_table(table.rename_columns(["energy" if n == "energy_logit" else n for n in table.column_names]), tmp_path / "samples.parquet")
+    stored = read_report(tmp_path)
+    pair = f"{ID}|{OOD[0]}"
+    assert stored.report["ood"]["torch-fp32"][pair]["energy_logit"] == report["ood"]["torch-fp32"][pair]["energy_logit"]
+    np.testing.assert_array_equal(stored.samples["energy_logit"], samples["energy_logit"])
 
 
 def test_report_json_is_written_first(tmp_path, monkeypatch):
@@ -200,7 +240,7 @@ def test_every_figure_is_well_formed(written):
     text = (written / "report.html").read_text()
     figures = [ET.fromstring(part) for part in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)]
     assert all(figure.get("aria-label") for figure in figures)
-    assert len(figures) == 2 + len(ENGINES) * 4 + len(ENGINES) * len(OOD) * 5
+    assert len(figures) == 2 + len(ENGINES) * 4 + len(ENGINES) * len(OOD) * 6
     assert "nan" not in "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
 
 

@@ -111,7 +111,7 @@ def test_samples_agree_with_a_slow_loop(evaluated: tuple[Bundle, Path, dict[str,
     assert (rows["prediction"] == p.argmax(axis=1)).mean() > 0.99  # rounding may decide a tie
     np.testing.assert_allclose(rows["confidence"], p.max(axis=1), rtol=1e-4)
     np.testing.assert_allclose(rows["mcm"], -q.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(rows["energy"], -np.log(np.exp(logit).sum(axis=1)), rtol=1e-4)
+    np.testing.assert_allclose(rows["energy_logit"], -np.log(np.exp(logit).sum(axis=1)), rtol=1e-4)
     top5 = np.argsort(-logit, axis=1)[:, :5]
     assert np.mean(rows["correct5"] == [label in top for label, top in zip(rows["label"], top5, strict=True)]) > 0.99
 

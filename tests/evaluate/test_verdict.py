@@ -177,9 +177,9 @@ def test_speed_is_judged_by_its_number():
 
 def test_ood_rule_without_score_concerns_every_score():
     """``auroc`` alone judges all scores, ``mcm.auroc`` one."""
-    scores = {score: {"auroc": entry(0.0, -0.001, 0.001)} for score in ("mcm", "energy")}
+    scores = {score: {"auroc": entry(0.0, -0.001, 0.001)} for score in ("mcm", "energy_logit")}
     report = tiny(["base", "int8"], ood={"int8": {"d|far": scores}})
-    assert [gate["data"] for gate in judge(report, ["auroc.delta<-0.01"])[0]] == ["d|far mcm", "d|far energy"]
+    assert [gate["data"] for gate in judge(report, ["auroc.delta<-0.01"])[0]] == ["d|far mcm", "d|far energy_logit"]
     assert [gate["data"] for gate in judge(report, ["mcm.auroc.delta<-0.01"])[0]] == ["d|far mcm"]
 
 

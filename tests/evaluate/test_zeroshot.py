@@ -75,7 +75,8 @@ def test_answers_of_a_softmax_model() -> None:
         q = np.exp(cosine) / np.exp(cosine).sum()
         assert made.predictions[i] == p.argmax()
         assert made.confidence[i] == pytest.approx(p.max(), rel=1e-4)
-        expected = {"mcm": -q.max(), "msp": -p.max(), "maxlogit": -logit.max(), "energy": -np.log(np.exp(logit).sum())}
+        expected = {"mcm": -q.max(), "msp": -p.max(), "maxlogit": -logit.max(), "energy_logit": -np.log(np.exp(logit).sum())}
+        expected["energy_cos"] = -np.log(np.exp(cosine).sum())
         expected["entropy"] = -(p * np.log(p)).sum()
         for name, value in expected.items():
             assert made.ood_scores[name][i] == pytest.approx(value, rel=1e-4, abs=1e-6), name

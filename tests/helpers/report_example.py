@@ -49,7 +49,8 @@ def rows(engine: str, data: str, classifier: str, embeddings: np.ndarray, labels
         "label": labels, "prediction": logits.argmax(axis=1), "confidence": p.max(axis=1),
         "correct5": (top5 == labels[:, None]).any(axis=1),
         "mcm": -softmax(cosine, axis=1).max(axis=1), "msp": -p.max(axis=1), "maxlogit": -logits.max(axis=1),
-        "energy": -logsumexp(logits, axis=1), "entropy": -(p * np.log(p)).sum(axis=1), "_p": p,
+        "energy_cos": -logsumexp(cosine, axis=1), "energy_logit": -logsumexp(logits, axis=1),
+        "entropy": -(p * np.log(p)).sum(axis=1), "_p": p,
     }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def score_all(all_rows: dict[tuple[str, str, str], Arrays], n: int, resamples: i
         else:
             known = all_rows[engine, classifier, classifier]
             ood[engine][f"{classifier}|{data}"] = {}
-            for score in ("mcm", "msp", "maxlogit", "energy", "entropy"):
+            for score in ("mcm", "msp", "maxlogit", "energy_cos", "energy_logit", "entropy"):
                 value = auroc(known[score], r[score])
                 resampled = np.array([auroc(known[score][i], r[score][i]) for i in index[:60]])
                 boot[engine, data, score] = (value, resampled)

@@ -108,6 +108,13 @@ def _target(text: str, parts: Sequence[str]) -> _Target:
 
 
 def _scored(score: str, metric: str) -> _Target:
+    if score == "energy":
+        raise UsageError(
+            "energy is two scores now",
+            found=f"energy.{metric}",
+            expected=f"energy_logit.{metric} or energy_cos.{metric}",
+            fix="energy_logit, of the scaled logits, is what energy was.",
+        )
     if score not in SCORES:
         raise unknown_name("OOD score in a gate", score, SCORES)
     if metric not in OOD_METRICS:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from clipq.evaluate.report import plots, ran, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
-from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped
+from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped, has_score
 from clipq.evaluate.report.sections import sections
 
 Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
@@ -88,8 +88,11 @@ def _histograms(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list
         parts = {e: (rows[e, known, known], rows[e, foreign, known]) for e in report["engines"] if (e, foreign, known) in rows}
         by_score = []
         for score in SCORE_COLUMNS:
-            panels = [plots.histogram(engine, score, own, baseline, parts[baseline]) for engine, own in parts.items()]
-            by_score.append((SCORES[score].label, [_markup(panel) for panel in panels]))
+            scored = {engine: sides for engine, sides in parts.items() if all(has_score(side, score) for side in sides)}
+            outline = (baseline, scored[baseline]) if baseline in scored else None
+            panels = [plots.histogram(engine, score, own, *(outline or (engine, own))) for engine, own in scored.items()]
+            if panels:
+                by_score.append((SCORES[score].label, [_markup(panel) for panel in panels]))
         found.append((pair.replace("|", " against "), by_score))
     return found
 

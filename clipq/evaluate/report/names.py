@@ -169,7 +169,14 @@ SCORES: Mapping[str, Quantity] = {
     "mcm": Quantity("MCM", "neither", "Largest softmax probability of the plain cosines (temperature 1).", "Ming et al. 2022", "number"),
     "msp": Quantity("MSP", "neither", "Largest softmax probability of the scaled logits.", "Hendrycks & Gimpel 2017", "number"),
     "maxlogit": Quantity("MaxLogit", "neither", "Largest scaled logit.", "Hendrycks et al. 2022", "number"),
-    "energy": Quantity("Energy", "neither", "Log-sum-exp of the scaled logits.", "Liu et al. 2020", "number"),
+    "energy_cos": Quantity(
+        "Energy of cosines",
+        "neither",
+        "Log-sum-exp of the plain cosines (temperature 1), as in MCM's repository.",
+        "Ming et al. 2022",
+        "number",
+    ),
+    "energy_logit": Quantity("Energy", "neither", "Log-sum-exp of the scaled logits.", "Liu et al. 2020", "number"),
     "entropy": Quantity("Entropy", "neither", "Entropy of the class probabilities.", "Chan et al. 2021", "number"),
     "gl_mcm": Quantity("GL-MCM", "neither", "MCM of the whole image plus that of its patches.", "Miyai et al. 2023", "number"),
     "neglabel": Quantity(

@@ -52,6 +52,13 @@ def read_report(path: Path) -> StoredReport:
     missing = [part for part in _PARTS if part not in report]
     if missing:
         raise ClipqError(f"{file} is incomplete", found=f"no {', '.join(missing)}", fix="Run clipq eval again.")
+    _rename_energy(report["ood"])
     table = file.parent / "samples.parquet"
     readable = table.is_file() and importlib.util.find_spec("pyarrow") is not None
     return StoredReport(file, report, read_samples(table) if readable else None)
+
+
+def _rename_energy(ood: dict[str, Any]) -> None:
+    """Give ``energy`` of reports from before there were two of them its name of today."""
+    for scores in (scores for pairs in ood.values() for scores in pairs.values() if "energy" in scores):
+        scores["energy_logit"] = scores.pop("energy")

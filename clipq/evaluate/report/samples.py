@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from clipq.errors import ClipqError, DataError
 from clipq.files import atomic_path
 
-SCORE_COLUMNS = ("mcm", "msp", "maxlogit", "energy", "entropy")
+SCORE_COLUMNS = ("mcm", "msp", "maxlogit", "energy_cos", "energy_logit", "entropy", "gl_mcm", "neglabel")
 COLUMNS: Mapping[str, str] = {
     "engine": "engine id",
     "data": "data id of the image",
@@ -23,21 +23,22 @@ COLUMNS: Mapping[str, str] = {
     "prediction": "index of the most probable class",
     "confidence": "probability of the prediction",
     "correct5": "the right class is among the five most probable",
-    **dict.fromkeys(SCORE_COLUMNS, "ood_score, higher = more OOD"),
+    **dict.fromkeys(SCORE_COLUMNS, "ood_score, higher = more OOD; NaN where an engine has none, no column where none has"),
 }
 _NAMES = ("engine", "data", "classifier", "role")
 
 
 def check_samples(samples: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Return the number of rows after checking that every column is there and as long as the others.
+    """Return the number of rows after checking that every column but the OOD scores is there, and all are of one length.
 
     Raises:
         DataError: A column is missing or of another length.
     """
-    missing = [name for name in COLUMNS if name not in samples]
+    needed = [name for name in COLUMNS if name not in SCORE_COLUMNS]
+    missing = [name for name in needed if name not in samples]
     if missing:
-        raise DataError("the samples table is incomplete", found=f"no {', '.join(missing)}", expected=", ".join(COLUMNS))
-    lengths = {len(samples[name]) for name in COLUMNS}
+        raise DataError("the samples table is incomplete", found=f"no {', '.join(missing)}", expected=", ".join(needed))
+    lengths = {len(samples[name]) for name in COLUMNS if name in samples}
     if len(lengths) != 1:
         raise DataError("columns of the samples table differ in length", found=sorted(lengths))
     return lengths.pop()
@@ -51,12 +52,25 @@ def write_samples(samples: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
     check_samples(samples)
     fields, arrays = [], []
     for name, meaning in COLUMNS.items():
+        if name not in samples:
+            continue
         array = pa.array(samples[name].tolist() if samples[name].dtype.kind in "OU" else samples[name])
         array = array.dictionary_encode() if name in _NAMES else array
         arrays.append(array)
         fields.append(pa.field(name, array.type, metadata={"meaning": meaning}))
     with atomic_path(path) as part:
         pq.write_table(pa.table(arrays, schema=pa.schema(fields)), part, compression="zstd")
+
+
+def stacked(parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Return one table of several; a score that some parts lack is NaN there, one that all lack is left out."""
+    here = [name for name in COLUMNS if any(name in part for part in parts)]
+    return {name: np.concatenate([part[name] if name in part else np.full(len(part["engine"]), np.nan) for part in parts]) for name in here}
+
+
+def has_score(rows: Mapping[str, npt.NDArray[Any]], score: str) -> bool:
+    """Tell whether every one of the rows has an OOD score."""
+    return score in rows and not np.isnan(rows[score]).any()
 
 
 def read_samples(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -73,6 +87,7 @@ def read_samples(path: Path) -> dict[str, npt.NDArray[Any]]:
         table = pq.read_table(path, columns=None)
     except (pa.ArrowException, OSError) as error:
         raise ClipqError(f"cannot read {path}", found=error, fix="Run clipq eval again.") from error
+    table = table.rename_columns(["energy_logit" if name == "energy" else name for name in table.column_names])  # before there were two
     samples = {
         name: np.asarray(table.column(name).to_pylist() if name in {*_NAMES, "image_id"} else table.column(name))
         for name in table.column_names
