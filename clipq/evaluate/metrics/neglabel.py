@@ -1,8 +1,8 @@
 """NegLabel (Jiang et al. 2024, arXiv 2403.20078): an image is out of distribution where words far from all classes draw it away from them.
 
 Definitions, and the defaults here, are those of the paper's code (XueJiang16/NegLabel: ``clip_ood.py``, ``multi_modal.py``,
-``custom_config/clip.py``). It multiplies cosines by 100 and divides by ``t = 1``: a temperature of 0.01 on cosines, whatever the model's own
-logit scale is. With one group it forgets the softmax; here one group is the plain formula. It shuffles by torch on CUDA, here numpy does.
+``custom_config/clip.py``). It multiplies cosines by 100 and divides by ``t = 1``: a temperature of 0.01 on cosines, whatever the logit
+scale of the model is. With one group it forgets the softmax; here one group is the plain formula. It shuffles by torch, here numpy does.
 """
 
 from __future__ import annotations
