@@ -2,6 +2,7 @@
 
 ClipqError                 1   something went wrong; the line says what to do
 ├── UsageError             2   the command or its arguments are wrong
+│   └── MissingDataError   2   nothing stands where a data id points; a suite leaves such a set out
 ├── DataError              1   images, labels or class names are unusable
 ├── ExportError            1   a graph could not be made, or does not match PyTorch
 ├── EngineError            1   an engine did not do what it promised (shape, dtype, provider, NaN)
@@ -44,6 +45,10 @@ class UsageError(ClipqError):
     """The command or its arguments are wrong."""
 
     exit_code = 2
+
+
+class MissingDataError(UsageError):
+    """Nothing stands where a data id points."""
 
 
 class DataError(ClipqError):

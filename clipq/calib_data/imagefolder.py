@@ -32,14 +32,14 @@ def open_imagefolder(rest: str, _split: str | None) -> Source:
     names: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = _images_below(root, folder)
+        found = images_below(root, folder)
         names += found
         labels += [label] * len(found)
     return FileSource(f"imagefolder:{root}", root, names, labels, classnames=classnames, templates=read_templates(root))
 
 
-def _images_below(root: Path, folder: str) -> list[str]:
-    """Return the image files of a class at any depth, sorted, as paths from the root."""
+def images_below(root: Path, folder: str = "") -> list[str]:
+    """Return the image files of a folder below the root at any depth, sorted, as paths from the root."""
     found = [
         (Path(place) / name).relative_to(root).as_posix()
         for place, _, names in os.walk(root / folder, followlinks=True)

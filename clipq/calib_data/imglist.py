@@ -28,14 +28,19 @@ def open_imglist(rest: str, _split: str | None) -> Source:
     if not path.is_file():
         raise UsageError(f"{path} is not a file", expected="a list of images", fix="Use imagefolder: for a folder.")
     root = existing_folder(root_text) if root_text else path.parent
-    names, labels = _parse(path)
+    names, labels = read_imglist(path)
     _check_files(path, root, names)
     classnames = read_classnames(path.parent) if any(label >= 0 for label in labels) else ()
     data_id = f"imglist:{path}@{root}" if root_text else f"imglist:{path}"
     return FileSource(data_id, root, names, labels, classnames=classnames, templates=read_templates(path.parent))
 
 
-def _parse(path: Path) -> tuple[list[str], list[int]]:
+def read_imglist(path: Path) -> tuple[list[str], list[int]]:
+    """Return the relative paths and the labels of a list, -1 where it has none.
+
+    Raises:
+        DataError: It cannot be read, has an empty line, or names a path that leads out of the folder.
+    """
     names: list[str] = []
     labels: list[int] = []
     for line in read_lines(path):

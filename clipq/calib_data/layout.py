@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipq.calib_data.source import DEFAULT_TEMPLATES
-from clipq.errors import DataError, UsageError
+from clipq.errors import DataError, MissingDataError, UsageError
 
 DEFAULT_SPLIT = "test"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
@@ -18,11 +18,11 @@ def existing_path(text: str) -> Path:
     """Return the absolute path of what a data id names.
 
     Raises:
-        UsageError: It does not exist.
+        MissingDataError: It does not exist.
     """
     path = Path(text).expanduser().resolve()
     if not path.exists():
-        raise UsageError(f"no data set at {path}", found="nothing there", fix="Check the path in the data id.")
+        raise MissingDataError(f"no data set at {path}", found="nothing there", fix="Check the path in the data id.")
     return path
 
 
@@ -30,7 +30,8 @@ def existing_folder(text: str) -> Path:
     """Return the absolute path of the folder that a data id names.
 
     Raises:
-        UsageError: It does not exist, or is no folder.
+        MissingDataError: It does not exist.
+        UsageError: It is no folder.
     """
     path = existing_path(text)
     if not path.is_dir():

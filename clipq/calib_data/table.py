@@ -9,9 +9,15 @@ from clipq.errors import UsageError, unknown_name
 
 # Each opens with (what follows the colon, split that was asked for or None) -> Source.
 SOURCES: dict[str, str] = {
+    "cifar10": "clipq.calib_data.cifar:open_cifar10",
+    "cifar10-c": "clipq.calib_data.cifar_c:open_cifar10_c",
+    "cifar100": "clipq.calib_data.cifar:open_cifar100",
+    "cifar100-c": "clipq.calib_data.cifar_c:open_cifar100_c",
+    "folder": "clipq.calib_data.folder:open_folder",
     "hf": "clipq.calib_data.parquet:open_parquet",
     "imagefolder": "clipq.calib_data.imagefolder:open_imagefolder",
     "imglist": "clipq.calib_data.imglist:open_imglist",
+    "openood": "clipq.calib_data.openood:open_openood",
     "synthetic": "clipq.calib_data.synthetic:open_synthetic",
     "wds": "clipq.calib_data.wds:open_wds",
 }
@@ -21,8 +27,9 @@ def open_source(data_id: str, *, split: str | None = None) -> Source:
     """Return the images that a data id names; nothing is decoded.
 
     Args:
-        data_id: ``wds:PATH[:SPLIT]``, ``imagefolder:PATH``, ``imglist:FILE[@ROOT]``, ``hf:PATH[@REVISION][:SPLIT]`` (local parquet) or
-            ``synthetic:NAME[:SPLIT]``.
+        data_id: ``wds:PATH[:SPLIT]``, ``imagefolder:PATH``, ``imglist:FILE[@ROOT]``, ``hf:PATH[@REVISION][:SPLIT]`` (local parquet),
+            ``folder:PATH`` (no labels), ``cifar10:PATH[:SPLIT]``, ``cifar100:PATH[:SPLIT]``, ``cifar10-c:PATH:NAME/SEVERITY`` (and 100),
+            ``openood:ROOT:BENCHMARK/LIST`` or ``synthetic:NAME[:SPLIT]``.
         split: Overrides the split that the id names; ignored by kinds without splits.
 
     Raises:
