@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from source_protocol import check_protocol
 
