@@ -21,6 +21,7 @@ from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.scoring import score
 from clipq.evaluate.selection import choose_engines, left_out
+from clipq.evaluate.spectral import diagnose
 from clipq.evaluate.verdict import judge
 from clipq.machine import usable_cores
 
@@ -107,6 +108,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "results": scores.results,
         "ood": scores.ood,
         "paired": scores.paired,
+        "spectral": diagnose(embedded),
         "bench": measured,
     }
     report["gates"], report["verdict"] = judge(report, options.rules, options.presets)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipq.errors import DataError
-from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_matrix, as_vector, blocks
+from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_labels, as_matrix, as_vector, blocks
 
 Band = tuple[int, int]
 _FIRST_BAND = 8
@@ -150,6 +150,37 @@ def singular_ratio_by_rank(reference: Spectrum, quantized: Spectrum, bands: Sequ
     _check_bands(bands, reference.rank)
     before, after = (spectrum.singular_values**2 for spectrum in (reference, quantized))
     return np.array([np.sqrt(after[low:high].sum() / before[low:high].sum()) for low, high in bands])
+
+
+def accuracy_by_rank(features: Array, labels: Array, classes: Array, bands: Sequence[Band], axes: Spectrum) -> Float64:
+    """Return the share of right answers that each band of ranks gives alone, ``(bands,)``, in [0, 1].
+
+    Of each feature only its coordinates in the band are kept, added to the mean; the answer is the class with the largest product.
+    Which ranks carry the answers, where ``sqnr_by_rank`` tells which ranks carry the noise.
+
+    Args:
+        features: ``(n, dim)``.
+        labels: Right classes ``(n,)``.
+        classes: A vector per class ``(classes, dim)``.
+        bands: Ranks [first, end), each within ``dim``.
+        axes: ``spectrum(features)``.
+
+    >>> points = np.array([[2.0, 0.1], [-2.0, -0.1], [2.0, -0.1], [-2.0, 0.1]])
+    >>> classes = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    >>> accuracy_by_rank(points, np.array([0, 1, 0, 1]), classes, [(0, 1), (0, 2)], spectrum(points)).tolist()
+    [1.0, 1.0]
+    """
+    matrix, vectors = as_matrix(features, "features"), as_matrix(classes, "class vectors").astype(np.float64)
+    targets = as_labels(labels, "labels", len(matrix), len(vectors))
+    _check_bands(bands, matrix.shape[1])
+    shared, turned = axes.mean @ vectors.T, vectors @ axes.basis
+    right = np.zeros(len(bands))
+    for rows in blocks(len(matrix), max(matrix.shape[1], len(vectors))):
+        coordinates = axes.coordinates(matrix[rows])
+        for number, (low, high) in enumerate(bands):
+            answers = (shared + coordinates[:, low:high] @ turned[:, low:high].T).argmax(axis=1)
+            right[number] += (answers == targets[rows]).sum()
+    return np.asarray(right / len(matrix))
 
 
 def radial_energy(patches: Array, grid: tuple[int, int]) -> Float64:

@@ -21,8 +21,8 @@ def quantity(value: float | None, unit: Unit) -> str:
         return _seconds(value)
     if unit == "bytes":
         return _bytes(value)
-    if unit == "images/s":
-        return f"{_significant(value)} images/s"
+    if unit in {"dB", "images/s"}:
+        return f"{_digits(value, 1) if unit == 'dB' else _significant(value)} {unit}"
     return _digits(value, 4 if unit == "number" else 3)
 
 

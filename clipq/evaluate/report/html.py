@@ -68,7 +68,13 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(report: Mapping[str, Any], rows: Groups) -> dict[str, Any]:
-    return {"tradeoff": _tradeoff(report), "reliability": _reliability(report, rows), "histograms": _histograms(report, rows)}
+    drawn = {section.anchor: [_markup(panel) for panel in section.draw(report)] for section, _, _ in sections(report) if section.draw}
+    return {
+        "tradeoff": _tradeoff(report),
+        "reliability": _reliability(report, rows),
+        "histograms": _histograms(report, rows),
+        "section_panels": drawn,
+    }
 
 
 def _reliability(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list[Markup]]]:

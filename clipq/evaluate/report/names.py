@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Better = Literal["high", "low", "zero", "neither"]
-Unit = Literal["fraction", "nats", "number", "seconds", "bytes", "images/s"]
+Unit = Literal["fraction", "nats", "number", "seconds", "bytes", "images/s", "dB"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,16 @@ OOD_METRICS: Mapping[str, Quantity] = {
     "fpr95_ood_pos": Quantity(
         "FPR95 (OOD positive)", "low", "Share of known images refused when 95 % of the foreign ones are.", "OpenOOD v1.5"
     ),
+    "tpr_transfer": Quantity(
+        "Known kept, baseline's threshold",
+        "high",
+        "Share of known images accepted with the threshold that keeps 95 % of them on the baseline; below 95 % the threshold refuses more.",
+    ),
+    "fpr_transfer": Quantity(
+        "Foreign accepted, baseline's threshold",
+        "low",
+        "Share of foreign images accepted with that threshold; its difference is what replacing the engine alone lets in.",
+    ),
 }
 
 SCORES: Mapping[str, Quantity] = {
@@ -206,6 +216,35 @@ PAIRED: Mapping[str, Quantity] = {
         "high",
         "The same after subtracting the mean embedding, which all images share and which hides damage.",
         unit="number",
+    ),
+}
+
+SPECTRAL: Mapping[str, Quantity] = {
+    "sqnr_db": Quantity(
+        "Signal to noise by rank",
+        "high",
+        "Energy of the baseline's image embeddings over that of the engine's difference from them, along the principal axes of the "
+        "baseline, most energy first; 0 dB is as much noise as signal, 10 dB ten times less.",
+        unit="dB",
+    ),
+    "singular_ratio": Quantity(
+        "Singular values by rank",
+        "neither",
+        "Root mean square singular value of the engine's embeddings over the baseline's, each along axes of its own: below 1 the ranks "
+        "were dampened, above 1 they gained energy.",
+        unit="number",
+    ),
+    "acc1_of_ranks": Quantity(
+        "Right answers by rank",
+        "high",
+        "Top-1 accuracy from these ranks of the embeddings alone, added to their mean: which ranks carry the answers.",
+    ),
+    "effective_rank": Quantity(
+        "Effective rank",
+        "neither",
+        "How many axes the embeddings are spread over: exp of the entropy of their singular values; 1 to the dimension.",
+        "Roy & Vetterli 2007",
+        "number",
     ),
 }
 

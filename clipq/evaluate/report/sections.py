@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipq.evaluate.report import tables
+from clipq.evaluate.report import spectral, tables
 from clipq.evaluate.report.tables import Table
 
 
@@ -19,12 +19,14 @@ class Section:
         title: Its heading.
         intro: What a reader must know first; ``{baseline}`` stands for the baseline's id.
         make: Report to tables; no tables, no section.
+        draw: Report to SVG panels, for the page alone.
     """
 
     anchor: str
     title: str
     intro: str
     make: Callable[[Mapping[str, Any]], Sequence[Table]]
+    draw: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
 
 
 SECTIONS: tuple[Section, ...] = (
@@ -33,6 +35,14 @@ SECTIONS: tuple[Section, ...] = (
         "Robustness, axis by axis",
         "Differences are to {baseline} on the same altered images, so they show what quantization adds, not what the alteration costs.",
         tables.robustness_tables,
+    ),
+    Section(
+        "spectral",
+        "Where in the spectrum of the embeddings",
+        "The principal axes of the image embeddings, most energy first: where an engine differs from {baseline}, and where the "
+        "answers are. Noise in ranks that carry no answers costs nothing.",
+        spectral.spectral_tables,
+        spectral.spectral_panels,
     ),
 )
 

@@ -13,7 +13,7 @@ from clipq.evaluate.correction import FAMILY
 from clipq.evaluate.metrics.calibration import bin_index
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, SPECTRAL, Quantity
 from clipq.evaluate.report.ran import in_words, proof_of
 
 OUTCOMES = {
@@ -255,5 +255,6 @@ def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
     keys |= {score for scored in report["ood"].values() for scores in scored.values() for score in scores}
     keys |= {key for values in report["paired"].values() for entry in values.values() for key in entry}
     keys |= {key for values in report["bench"].values() for scenario in values.values() for key in scenario}
-    everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **BENCH}
+    keys |= set(SPECTRAL) if report.get("spectral") else set()
+    everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **SPECTRAL, **BENCH}
     return [(key, kind) for key, kind in everything.items() if key in keys]
