@@ -18,6 +18,7 @@ from clipq.engines.table import open_engine
 from clipq.evaluate.datasets import EvalSet
 from clipq.evaluate.embed import Tokens, Work, embed_images, embed_texts
 from clipq.evaluate.metrics.arrays import Bool, Float64
+from clipq.evaluate.neglabel import Negatives, NegLabelPlan
 from clipq.evaluate.provenance import tower_facts
 from clipq.evaluate.store import Store, Stores
 from clipq.evaluate.zeroshot import classifier, prompts
@@ -37,6 +38,7 @@ class Embedded:
         readable: Data id -> bool ``(n,)``: the images that could be decoded, the same for every engine.
         image_stores: Data id -> engine id -> store of the image embeddings.
         text_stores: The same for the prompts of the ID data sets.
+        negatives: The negative words of NegLabel, where it was asked for.
     """
 
     engine_ids: Sequence[str]
@@ -45,6 +47,7 @@ class Embedded:
     readable: Mapping[str, Bool]
     image_stores: EngineStores
     text_stores: EngineStores
+    negatives: Negatives | None = None
 
     def images(self, engine_id: str, data: str) -> Float32:
         """Return an engine's raw embeddings of the readable images, float32 ``(n, dim)``."""
@@ -55,7 +58,7 @@ class Embedded:
         templates = len(self.inside[data].source.templates)
         return classifier(self.text_stores[data][engine_id].read(), templates, f"texts of {data} with {engine_id}")
 
-    def extra_scores(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:  # noqa: ARG002 - for those to come
+    def extra_scores(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:
         """Return OOD scores that need more than image and class embeddings.
 
         Args:
@@ -66,7 +69,9 @@ class Embedded:
         Returns:
             SCORE -> ``(n,)`` of the readable images, higher = more OOD; empty where there is nothing more to score with.
         """
-        return {}
+        if self.negatives is None:
+            return {}
+        return {"neglabel": self.negatives.scores(engine_id, self.images(engine_id, data), classifier)}
 
     def describe_sets(self) -> dict[str, Any]:
         """Return ``report["datasets"]``."""
@@ -91,6 +96,7 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
     root: Path,
     *,
     resume: bool,
+    neglabel: NegLabelPlan | None = None,
 ) -> Embedded:
     """Embed what no store under ``root`` holds yet, with every engine, and return all of it.
 
@@ -101,11 +107,14 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
         work: How the cores are shared.
         root: Folder of the stores.
         resume: Go on with unfinished stores.
+        neglabel: Which words to embed too, for NegLabel.
     """
     inside, outside = sets
     everything = {**inside, **outside}
     preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
-    tokens = tokenise(bundle, inside)
+    texts = {data: prompts(images.source.classnames, images.source.templates) for data, images in inside.items()}
+    foreign = neglabel.texts({data: images.source.classnames for data, images in inside.items()}) if neglabel else {}
+    tokens = tokenise(bundle, texts | foreign)
     stores = Stores(root, resume=resume)
     conditions = {"preprocess": preprocess.sha256(), "batch_size": work.batch_size}
     image_stores: EngineStores = {
@@ -123,17 +132,18 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
         for data, images in everything.items():
             embed_images(engines, image_stores[data], images, preprocess, work)
     readable = {data: _readable(row) for data, row in image_stores.items()}
-    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores)
+    negatives = Negatives.mined(neglabel, engine_ids[0], list(inside), text_stores) if neglabel else None
+    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives)
 
 
-def tokenise(bundle: Bundle, sets: Mapping[str, EvalSet]) -> dict[str, Tokens]:
-    """Return data id -> token ids of every prompt, int32 ``(classes * templates, context length)``."""
+def tokenise(bundle: Bundle, texts: Mapping[str, Sequence[str]]) -> dict[str, Tokens]:
+    """Return name -> token ids of every text, int32 ``(texts, context length)``."""
     folder = bundle.folder / "tokenizer"
     for name in bundle.manifest.files:
         if name.startswith("tokenizer/"):
             bundle.file(name)
     tokenizer = Tokenizer.from_files(folder)
-    return {data: tokenizer.tokens(prompts(images.source.classnames, images.source.templates)) for data, images in sets.items()}
+    return {name: tokenizer.tokens(listed) for name, listed in texts.items()}
 
 
 def _text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:
