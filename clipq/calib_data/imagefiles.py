@@ -22,6 +22,8 @@ class FileSource:
         labels: One per name, -1 where there is none.
         classnames: One per label, or empty.
         templates: Prompt templates.
+        every_class: Whether each class name must have images; without, some only compete for those of others.
+        border: As in ``Sample``, of every image.
 
     Raises:
         DataError: There are no images, or labels and class names do not fit each other.
@@ -36,13 +38,15 @@ class FileSource:
         *,
         classnames: tuple[str, ...],
         templates: tuple[str, ...],
+        every_class: bool = True,
+        border: int = 0,
     ) -> None:
         self.id = data_id
         self.classnames = classnames
         self.templates = templates
         self.labels: npt.NDArray[np.int64] = np.asarray(labels, np.int64)
-        self._root, self._names = root, names
-        check_labels(data_id, self.labels, classnames)
+        self._root, self._names, self._border = root, names, border
+        check_labels(data_id, self.labels, classnames, every_class=every_class)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -52,7 +56,7 @@ class FileSource:
         """Yield samples in order: all, or those at the given ascending positions."""
         for position in range(len(self)) if positions is None else positions:
             name = self._names[position]
-            yield Sample(name, int(self.labels[position]), _read_bytes(self._root / name))
+            yield Sample(name, int(self.labels[position]), _read_bytes(self._root / name), self._border)
 
 
 def _read_bytes(path: Path) -> bytes:

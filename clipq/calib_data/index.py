@@ -29,7 +29,8 @@ class DataIndex:
         labels: int64 ``(n,)``, -1 where there is no label.
         sha256: Hash of each image's encoded bytes.
         positions: int64 ``(n,)``, ascending: where the images stand in the source.
-        digest: SHA-256 over the lines ``id, sha256, label`` (tabs between them): equal digests mean equal data.
+        digest: SHA-256 over the lines ``id, sha256, label`` (tabs between them), and ``border`` where there is one: equal digests mean
+            equal data.
     """
 
     data_id: str
@@ -59,15 +60,15 @@ def build_index(
         DataError: Two images share an id, or balanced sampling is asked of images without labels.
     """
     positions = choose_positions(source.labels, limit=limit, seed=seed, sampling=sampling)
-    rows: dict[str, tuple[int, str]] = {}
+    rows: dict[str, tuple[int, str, int]] = {}
     with bar(f"Hashing {source.id}", len(positions)) as advance:
         for sample in source.read(positions.tolist()):
             if sample.id in rows:
                 raise DataError(f"two images of {source.id} share the id {sample.id!r}", expected="unique ids", fix="Rename one of them.")
-            rows[sample.id] = (sample.label, sha256_bytes(sample.data))
+            rows[sample.id] = (sample.label, sha256_bytes(sample.data), sample.border)
             advance(1)
-    ids, labels, hashes = tuple(rows), [label for label, _ in rows.values()], tuple(sha256 for _, sha256 in rows.values())
-    digest = _digest(zip(ids, hashes, labels, strict=True))
+    ids, labels, hashes = tuple(rows), [label for label, _, _ in rows.values()], tuple(sha256 for _, sha256, _ in rows.values())
+    digest = _digest((image_id, sha256, label, border) for image_id, (label, sha256, border) in rows.items())
     return DataIndex(source.id, ids, np.asarray(labels, np.int64), hashes, positions, digest)
 
 
@@ -96,8 +97,9 @@ def _turns(labels: Int64) -> Int64:
     return turns
 
 
-def _digest(lines: Iterable[tuple[str, str, int]]) -> str:
+def _digest(lines: Iterable[tuple[str, str, int, int]]) -> str:
     digest = hashlib.sha256()
-    for image_id, sha256, label in lines:
-        digest.update(f"{image_id}\t{sha256}\t{label}\n".encode())
+    for image_id, sha256, label, border in lines:
+        cut = f"\t{border}" if border else ""
+        digest.update(f"{image_id}\t{sha256}\t{label}{cut}\n".encode())
     return digest.hexdigest()

@@ -74,7 +74,7 @@ def read_classnames(folder: Path) -> tuple[str, ...]:
     return read_lines(path) if path.exists() else ()
 
 
-def read_templates(folder: Path) -> tuple[str, ...]:
+def read_templates(folder: Path, default: tuple[str, ...] = DEFAULT_TEMPLATES) -> tuple[str, ...]:
     """Return the lines of ``zeroshot_classification_templates.txt``, or the default where there is no such file.
 
     Raises:
@@ -82,7 +82,7 @@ def read_templates(folder: Path) -> tuple[str, ...]:
     """
     path = folder / "zeroshot_classification_templates.txt"
     if not path.exists():
-        return DEFAULT_TEMPLATES
+        return default
     templates = read_lines(path)
     for template in templates:
         if "{c}" not in template:
@@ -90,11 +90,11 @@ def read_templates(folder: Path) -> tuple[str, ...]:
     return templates
 
 
-def check_labels(data_id: str, labels: npt.NDArray[np.int64], classnames: tuple[str, ...]) -> None:
+def check_labels(data_id: str, labels: npt.NDArray[np.int64], classnames: tuple[str, ...], *, every_class: bool = True) -> None:
     """Check that there are images, and that labels and class names fit each other.
 
     Raises:
-        DataError: There is no image, a label has no class name, or a class has no image.
+        DataError: There is no image, a label has no class name, or (with ``every_class``) a class has no image.
     """
     if len(labels) == 0:
         raise DataError(f"no images in {data_id}", expected="at least one", fix="Check the path and the split.")
@@ -108,7 +108,7 @@ def check_labels(data_id: str, labels: npt.NDArray[np.int64], classnames: tuple[
             expected=f"0 to {len(classnames) - 1}, for {len(classnames)} class names",
             fix="Correct the labels or the class names.",
         )
-    empty = sorted(set(range(len(classnames))) - set(labels.tolist()))
+    empty = sorted(set(range(len(classnames))) - set(labels.tolist())) if every_class else []
     if empty:
         raise DataError(
             f"class {classnames[empty[0]]!r} of {data_id} has no images",

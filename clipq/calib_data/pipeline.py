@@ -122,6 +122,19 @@ def decode(data: bytes) -> Image.Image:
     return image
 
 
+def without_border(image: Image.Image, border: int) -> Image.Image:
+    """Return an image without its outermost pixels, ``border`` of them on each side.
+
+    Raises:
+        OSError: Nothing would be left.
+    """
+    if not border:
+        return image
+    if min(image.size) <= 2 * border:
+        raise OSError(f"the image is all border: {image.width} x {image.height} pixels, {border} on each side")
+    return image.crop((border, border, image.width - border, image.height - border))
+
+
 class _ReadAhead:
     """Reads in one thread, decodes in others, and holds a bounded number of batches; a context manager that leaves no thread behind."""
 
@@ -179,12 +192,12 @@ class _ReadAhead:
 
 
 def _decode_into(pixels: Float32, samples: list[Sample], preprocess: Preprocess) -> list[str]:
-    return [_decode_one(pixels[row : row + 1], sample.data, preprocess) for row, sample in enumerate(samples)]
+    return [_decode_one(pixels[row : row + 1], sample, preprocess) for row, sample in enumerate(samples)]
 
 
-def _decode_one(pixels: Float32, data: bytes, preprocess: Preprocess) -> str:
+def _decode_one(pixels: Float32, sample: Sample, preprocess: Preprocess) -> str:
     try:
-        preprocess.normalise(preprocess.pixels_u8(decode(data))[None], out=pixels)
+        preprocess.normalise(preprocess.pixels_u8(without_border(decode(sample.data), sample.border))[None], out=pixels)
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds on broken bytes; each is counted and listed
         return " ".join(str(error).split()) or type(error).__name__
     return ""

@@ -21,11 +21,13 @@ class Sample:
         id: Stable and unique inside its source, e.g. ``0.tar/s0000001.jpg`` or ``tench/n01440764_10026.jpg``.
         label: Index into the source's class names, or -1 where the source has no labels.
         data: The encoded image (JPEG, PNG, PPM, ...), byte for byte; empty when the file could not be read.
+        border: How many pixels on each side are no part of the picture and are cut off before anything else is done with it.
     """
 
     id: str
     label: int
     data: bytes
+    border: int = 0
 
 
 class Source(Protocol):

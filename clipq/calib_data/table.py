@@ -14,11 +14,19 @@ SOURCES: dict[str, str] = {
     "cifar100": "clipq.calib_data.cifar:open_cifar100",
     "cifar100-c": "clipq.calib_data.cifar_c:open_cifar100_c",
     "folder": "clipq.calib_data.folder:open_folder",
+    "counteranimal": "clipq.calib_data.counteranimal:open_counteranimal",
     "hf": "clipq.calib_data.parquet:open_parquet",
     "imagefolder": "clipq.calib_data.imagefolder:open_imagefolder",
+    "imagenet": "clipq.calib_data.imagenet_family:open_imagenet",
+    "imagenet-a": "clipq.calib_data.imagenet_family:open_imagenet_a",
+    "imagenet-r": "clipq.calib_data.imagenet_family:open_imagenet_r",
+    "imagenet-sketch": "clipq.calib_data.imagenet_family:open_imagenet_sketch",
+    "imagenet-v2": "clipq.calib_data.imagenet_family:open_imagenet_v2",
     "imglist": "clipq.calib_data.imglist:open_imglist",
+    "objectnet": "clipq.calib_data.objectnet:open_objectnet",
     "openood": "clipq.calib_data.openood:open_openood",
     "synthetic": "clipq.calib_data.synthetic:open_synthetic",
+    "waterbirds": "clipq.calib_data.waterbirds:open_waterbirds",
     "wds": "clipq.calib_data.wds:open_wds",
 }
 
@@ -29,7 +37,8 @@ def open_source(data_id: str, *, split: str | None = None) -> Source:
     Args:
         data_id: ``wds:PATH[:SPLIT]``, ``imagefolder:PATH``, ``imglist:FILE[@ROOT]``, ``hf:PATH[@REVISION][:SPLIT]`` (local parquet),
             ``folder:PATH`` (no labels), ``cifar10:PATH[:SPLIT]``, ``cifar100:PATH[:SPLIT]``, ``cifar10-c:PATH:NAME/SEVERITY`` (and 100),
-            ``openood:ROOT:BENCHMARK/LIST`` or ``synthetic:NAME[:SPLIT]``.
+            ``openood:ROOT:BENCHMARK/LIST``, ``synthetic:NAME[:SPLIT]``, ``imagenet:PATH[:SUBSET]``, ``imagenet-v2:PATH`` (and ``r``, ``a``,
+            ``sketch``), ``objectnet:PATH``, ``waterbirds:PATH[:GROUP]`` or ``counteranimal:PATH[:GROUP]``.
         split: Overrides the split that the id names; ignored by kinds without splits.
 
     Raises:
