@@ -8,6 +8,7 @@ from typing import Any
 
 from clipq.artifact import Bundle
 from clipq.cli.gates import add_gates, end_on_failure, gates_asked, write_for_ci
+from clipq.cli.neglabel import add_neglabel, neglabel_asked
 from clipq.cli.options import (
     add_json,
     add_limit,
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     fallback = "evaluate, and mark, an engine that does not run in the precision it is named after, instead of ending with an error"
     parser.add_argument("--allow-fallback", action="store_true", help=fallback)
+    add_neglabel(parser)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     speed = parser.add_mutually_exclusive_group()
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         rules=tuple(args.fail_on),
         presets=tuple(args.gates),
         allow_fallback=args.allow_fallback,
+        neglabel=neglabel_asked(args),
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     with reading(args.bundle), locked(args.output):

@@ -16,6 +16,7 @@ from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
 from clipq.evaluate.gates.presets import describe_gates, read_gates
 from clipq.evaluate.latency import bench
+from clipq.evaluate.neglabel import NegLabelOptions, NegLabelPlan
 from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
@@ -45,6 +46,7 @@ class EvalOptions:
         rules: Gates, one by one.
         presets: Gates by the name of several; without rules and presets the default ones.
         allow_fallback: Evaluate an engine that does not run in its precision too, and mark it.
+        neglabel: Also score by NegLabel, in this way.
     """
 
     data: tuple[str, ...]
@@ -61,6 +63,7 @@ class EvalOptions:
     rules: tuple[str, ...] = ()
     presets: tuple[str, ...] = ()
     allow_fallback: bool = False
+    neglabel: NegLabelOptions | None = None
 
     def __post_init__(self) -> None:
         least: dict[str, tuple[float | None, float]] = {
@@ -72,6 +75,8 @@ class EvalOptions:
         for name, (value, smallest) in least.items():
             if value is not None and not smallest <= value < math.inf:
                 raise UsageError(f"{name} is wrong", found=value, expected=f"a number of at least {smallest}")
+        if self.neglabel and not self.ood:
+            raise UsageError("--neglabel scores OOD data, and there is none", fix="Name some with --ood.")
 
 
 def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[str, Any]:
@@ -86,12 +91,14 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     """
     require_report_libraries()
     gates = read_gates(options.rules, options.presets)
+    neglabel = NegLabelPlan.of(options.neglabel) if options.neglabel else None
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
     inside, outside = load_sets(bundle, options.data, options.ood, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
-    embedded = embed_everything(bundle, engine_ids, (inside, outside), work, folder / "embeddings", resume=options.resume)
+    root = folder / "embeddings"
+    embedded = embed_everything(bundle, engine_ids, (inside, outside), work, root, resume=options.resume, neglabel=neglabel)
     scores = score(embedded, bundle.manifest.model, resamples=options.resamples, seed=options.seed)
     measured = bench(bundle, engine_ids, threads=threads, seconds=options.bench_seconds) if options.bench_seconds else {}
     report: dict[str, Any] = {
@@ -102,6 +109,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
             **_conditions(bundle, options, threads),
             "gates": describe_gates(gates),
             "left_out": left_out(bundle, options.engines),
+            **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
         },
         "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
         "datasets": embedded.describe_sets(),
