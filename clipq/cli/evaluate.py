@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fallback = "evaluate, and mark, an engine that does not run in the precision it is named after, instead of ending with an error"
     parser.add_argument("--allow-fallback", action="store_true", help=fallback)
     add_neglabel(parser)
+    save = "write every engine's OOD thresholds, which keep 95 %% of --data, into the bundle as engines/ENGINE/thresholds.json"
+    parser.add_argument("--save-thresholds", action="store_true", help=save)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
     speed = parser.add_mutually_exclusive_group()
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the verdict, and end with 3 when a gate fails that was asked for."""
     from clipq.evaluate.suite import EvalOptions, evaluate_bundle
+    from clipq.evaluate.thresholds import require_writable, save_thresholds
 
     options = EvalOptions(
         data=args.data,
@@ -69,8 +72,12 @@ def run(args: argparse.Namespace) -> int:
         neglabel=neglabel_asked(args),
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
+    if args.save_thresholds:
+        require_writable(args.bundle)
     with reading(args.bundle), locked(args.output):
         report = evaluate_bundle(bundle, options, args.output)
+    if args.save_thresholds:
+        save_thresholds(args.bundle, report)
     if args.json:
         write_json_option(args.json, report)
     write_for_ci(args, report)

@@ -23,7 +23,7 @@ from clipq.evaluate.report.read import StoredReport
 from clipq.evaluate.report.samples import has_score, select
 from clipq.evaluate.statistics.bootstrap import Estimate
 from clipq.evaluate.statistics.classification import classification_estimates
-from clipq.evaluate.statistics.ood import ood_estimates
+from clipq.evaluate.statistics.ood import TRANSFER, ood_estimates
 
 SCHEMA = "clipq.comparison/1"
 Columns = dict[str, npt.NDArray[Any]]
@@ -138,8 +138,16 @@ def _ood(a: Side, b: Side, pair: str, resamples: int) -> dict[str, Any]:
         if inside is not None and outside is not None and all(has_score(rows, score) for rows in (*inside, *outside)):
             scores = [(inside[side][score], outside[side][score]) for side in (0, 1)]
             paired = ood_estimates(scores[0], scores[1], resamples=resamples)
-        found[score] = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}
+        shared = [metric for metric in second if metric in first and metric not in TRANSFER]
+        entries = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in shared}
+        found[score] = entries | {metric: _transfer(paired[metric]) for metric in TRANSFER if metric in paired}
     return found
+
+
+def _transfer(estimate: Estimate) -> dict[str, Any]:
+    """Return the measurement of a threshold tuned on the first side, which is not the one of either report."""
+    first = {"value": estimate.value - (estimate.delta or 0.0)}
+    return _entry(estimate, first, {"value": estimate.value, "ci95": estimate.ci95, "n": estimate.n, "interval": estimate.interval})
 
 
 def _agreement(a: Side, b: Side, data: str) -> dict[str, float]:

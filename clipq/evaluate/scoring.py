@@ -23,6 +23,7 @@ from clipq.evaluate.report.samples import stacked
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
+from clipq.evaluate.thresholds import thresholds_of
 from clipq.machine import usable_cores
 from clipq.progress import bar
 
@@ -39,6 +40,7 @@ class Scores:
         paired: ENGINE -> DATA -> differences from the baseline; the baseline has no entry.
         samples: Columns of ``samples.parquet``.
         draws: ENGINE -> DATA -> ``(resamples,)`` values of acc1; those of data sets with equally many images are of the same resamples.
+        thresholds: ENGINE -> DATA -> SCORE -> threshold that keeps 95 % of the ID images.
     """
 
     results: dict[str, dict[str, Any]]
@@ -46,6 +48,7 @@ class Scores:
     paired: dict[str, dict[str, Any]]
     samples: Columns
     draws: dict[str, dict[str, Float64]]
+    thresholds: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +82,7 @@ class _Scoring:
         self._results: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._draws: dict[str, dict[str, Float64]] = {name: {} for name in embedded.engine_ids}
+        self._thresholds: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._paired: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids[1:]}
 
     def run(self) -> Scores:
@@ -92,7 +96,7 @@ class _Scoring:
                     advance(1)
         add_holm(self._results)
         add_holm(self._ood)
-        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws)
+        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws, self._thresholds)
 
     def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
@@ -102,7 +106,8 @@ class _Scoring:
         outcomes = outcomes_from_logits(answers.class_scores, labels)
         self._rows.append(self._samples(engine_id, data, data, answers, outcomes))
         self._rows += [self._samples(engine_id, other, data, theirs, None) for other, theirs in foreign.items()]
-        own = self._resample(answers, outcomes, foreign)
+        own = self._resample(answers, outcomes, foreign, (baseline.answers if baseline else answers).ood_scores)
+        self._thresholds[engine_id][data] = thresholds_of(answers.ood_scores)
         self._draws[engine_id][data] = own.classification.draws["acc1"]
         self._results[engine_id][data] = _measurements(compare(baseline.classification if baseline else None, own.classification))
         for other in foreign:
@@ -122,12 +127,14 @@ class _Scoring:
         answers = answer(self._embedded.images(engine_id, data), classes, self._model, f"{engine_id} on {data}")
         return replace(answers, ood_scores=answers.ood_scores | self._embedded.extra_scores(engine_id, data, classifier))
 
-    def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers]) -> _Engine:
+    def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers], tuned_on: Mapping[str, Float64]) -> _Engine:
         """Return every resampled metric, several computed at once: numpy leaves the cores free to other threads."""
         with ThreadPoolExecutor(usable_cores()) as pool:
             classification = pool.submit(resample_classification, outcomes, **self._resampling)
             detection = {
-                (other, name): pool.submit(resample_ood, answers.ood_scores[name], theirs.ood_scores[name], **self._resampling)
+                (other, name): pool.submit(
+                    resample_ood, answers.ood_scores[name], theirs.ood_scores[name], tuned_on=tuned_on.get(name), **self._resampling
+                )
                 for other, theirs in foreign.items()
                 for name in answers.ood_scores
                 if name in theirs.ood_scores

@@ -115,6 +115,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "datasets": embedded.describe_sets(),
         "results": scores.results,
         "ood": scores.ood,
+        "thresholds": scores.thresholds,
         "paired": scores.paired,
         "spectral": diagnose(embedded),
         "bench": measured,

@@ -16,6 +16,7 @@ from clipq.evaluate.report import plots, ran, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
 from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped, has_score
 from clipq.evaluate.report.sections import sections
+from clipq.evaluate.statistics.ood import TRANSFER
 
 Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
 
@@ -58,7 +59,10 @@ def _tables(report: Mapping[str, Any]) -> dict[str, Any]:
         "paired_tables": [table for data in data_ids if (table := tables.paired_table(report, data)).rows],
         "ood_tables": [tables.ood_table(report, pair, "auroc") for pair in pairs],
         "more_ood_tables": [
-            tables.ood_table(report, pair, metric) for pair in pairs for metric in tables.ood_metrics(report, pair) if metric != "auroc"
+            tables.ood_table(report, pair, metric)
+            for pair in pairs
+            for metric in tables.ood_metrics(report, pair)
+            if metric not in {"auroc", *TRANSFER}
         ],
         "ran": ran.ran_table(report),
         "remarks": ran.remarks(report),
