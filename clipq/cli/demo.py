@@ -7,9 +7,6 @@ from pathlib import Path
 
 from clipq.cli.options import add_json, add_limit, add_output, add_quiet, add_seed, write_json_option
 
-DATA = ("synthetic:scenes", "synthetic:scenes-noise", "synthetic:scenes-shift", "synthetic:scenes-spurious")
-OOD = ("synthetic:scenes-near", "synthetic:scenes-far")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -28,14 +25,17 @@ def run(args: argparse.Namespace) -> int:
     from clipq.cli.evaluate import summary
     from clipq.evaluate.report.write import require_report_libraries
     from clipq.evaluate.suite import EvalOptions, evaluate_bundle
+    from clipq.evaluate.suites.read import read_suite
+    from clipq.evaluate.suites.resolve import resolve
     from clipq.export.pipeline import export_bundle
     from clipq.files import locked
     from clipq.recipe import Recipe
 
     require_report_libraries()
+    suite = resolve(read_suite("demo"), None)
     with locked(args.output):
         bundle = export_bundle(Recipe(model=args.model, seed=args.seed), args.output / "bundle", resume=True)
-        options = EvalOptions(data=DATA, ood=OOD, limit=args.limit, seed=args.seed, resume=True)
+        options = EvalOptions(**suite.options, suite=suite.record, limit=args.limit, seed=args.seed, resume=True)
         report = evaluate_bundle(bundle, options, args.output)
     if args.json:
         write_json_option(args.json, report)

@@ -20,13 +20,14 @@ from clipq.cli.options import (
     comma_list,
     write_json_option,
 )
+from clipq.cli.suite_options import add_resamples, add_suite, apply_suite
 from clipq.files import locked, reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that clipq-export made")
-    parser.add_argument("--data", metavar="DATA,...", type=comma_list, required=True, help="data sets to classify, e.g. wds:PATH:test")
+    parser.add_argument("--data", metavar="DATA,...", type=comma_list, default=(), help="data sets to classify, e.g. wds:PATH:test")
     parser.add_argument("--ood", metavar="DATA,...", type=comma_list, default=(), help="data sets of other things, to be told from --data")
     add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
@@ -45,9 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--bench-seconds", metavar="S", type=float, default=2.0, help="time per engine and latency scenario (default: 2)")
     add_limit(parser)
     add_seed(parser)
+    add_resamples(parser)
     add_resume(parser)
     add_json(parser)
     add_quiet(parser)
+    add_suite(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from clipq.evaluate.suite import EvalOptions, evaluate_bundle
     from clipq.evaluate.thresholds import require_writable, save_thresholds
 
+    suite = apply_suite(args)
     options = EvalOptions(
         data=args.data,
         ood=args.ood,
@@ -66,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         threads=args.threads,
         bench_seconds=0.0 if args.no_bench else args.bench_seconds,
+        resamples=args.resamples,
         rules=tuple(args.fail_on),
         presets=tuple(args.gates),
         allow_fallback=args.allow_fallback,
+        suite=suite,
         neglabel=neglabel_asked(args),
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)

@@ -46,6 +46,7 @@ class EvalOptions:
         rules: Gates, one by one.
         presets: Gates by the name of several; without rules and presets the default ones.
         allow_fallback: Evaluate an engine that does not run in its precision too, and mark it.
+        suite: What the provenance says of the suite that these options come from.
         neglabel: Also score by NegLabel, in this way.
     """
 
@@ -63,6 +64,7 @@ class EvalOptions:
     rules: tuple[str, ...] = ()
     presets: tuple[str, ...] = ()
     allow_fallback: bool = False
+    suite: Mapping[str, Any] | None = None
     neglabel: NegLabelOptions | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class EvalOptions:
             "--threads": (self.threads, 1),
             "--bench-seconds": (self.bench_seconds, 0),
             "--limit": (self.limit, 1),
+            "--resamples": (self.resamples, 1),
         }
         for name, (value, smallest) in least.items():
             if value is not None and not smallest <= value < math.inf:
@@ -137,4 +140,5 @@ def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str,
         "batch_size": options.batch_size,
         "threads": threads,
         "probabilities": probability_rule(bundle.manifest.model),
+        **({"suite": dict(options.suite)} if options.suite else {}),
     }

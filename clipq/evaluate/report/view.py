@@ -159,6 +159,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         skipped = f", {len(entry['skipped']):,} more could not be read" if entry["skipped"] else ""
         found.append((f"Data: {data}", f"{entry['n']:,} images{classes}{skipped}"))
     found += [(f"Left out: {engine_id}", why) for engine_id, why in origin.get("left_out", {}).items()]
+    found += _suite_facts(origin.get("suite"))
     found += [("Machine", plain(origin.get("device", {}))), ("Date", origin["created"]), ("Versions", plain(origin.get("versions", {})))]
     if origin.get("resamples"):
         resamples = f"{origin['resamples']:,} resamples, seed {origin.get('seed', '?')}"
@@ -166,6 +167,15 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("Tests", f"{TESTS}. p-values are corrected (Holm) over {FAMILY}"))
         found.append(("No interval", "; ".join(METRICS[metric].label for metric in _without_interval(report))))
     return [(term, text) for term, text in found if text]
+
+
+def _suite_facts(suite: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return which suite asked for this, what replaced a part of it, and which of its data sets are not here."""
+    if suite is None:
+        return []
+    other = f", with its own {', '.join(suite['replaced'])} replaced" if suite.get("replaced") else ""
+    missing = [(f"Left out: {data}", why) for data, why in suite["left_out"].items()]
+    return [("Suite", f"{suite['name']} (sha256 {suite['sha256'][:12]}){other}"), *missing]
 
 
 def _without_interval(report: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Suites: which data, limits and gates one evaluation takes, as data."""
