@@ -1,0 +1,1 @@
+"""Corruptions of a picture in the manner of ImageNet-C, drawn at any size: always named ``-synth``."""
