@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that clipq-export made")
     parser.add_argument("--data", metavar="DATA,...", type=comma_list, default=(), help="data sets to classify, e.g. wds:PATH:test")
     parser.add_argument("--ood", metavar="DATA,...", type=comma_list, default=(), help="data sets of other things, to be told from --data")
+    for distance in ("near", "far"):
+        what = f"the same, data that is {distance}; the report has the mean over these sets too"
+        parser.add_argument(f"--ood-{distance}", metavar="DATA,...", type=comma_list, default=(), help=what)
     add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     options = EvalOptions(
         data=args.data,
         ood=args.ood,
+        ood_near=args.ood_near,
+        ood_far=args.ood_far,
         engines=args.engines,
         baseline=args.baseline,
         limit=args.limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipq.artifact import Bundle
 from clipq.calib_data.index import DataIndex, build_index
@@ -15,25 +15,37 @@ from clipq.errors import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
-    """One data set: its source and the images of it that are used."""
+    """One data set: its source and the images of it that are used; of OOD data ``near`` or ``far`` where it is named so."""
 
     source: Source
     index: DataIndex
+    distance: str | None = None
 
 
-def load_sets(
-    bundle: Bundle, id_data: Sequence[str], ood_data: Sequence[str], *, limit: int | None, seed: int
+def load_sets(  # noqa: PLR0913 - each is one choice of the caller
+    bundle: Bundle,
+    id_data: Sequence[str],
+    ood_data: Sequence[str],
+    *,
+    limit: int | None,
+    seed: int,
+    near: Sequence[str] = (),
+    far: Sequence[str] = (),
 ) -> tuple[dict[str, EvalSet], dict[str, EvalSet]]:
-    """Return the ID and the OOD data sets by their canonical ids, in the order they were named.
+    """Return the ID and the OOD data sets by their canonical ids, in the order they were named: near, far, then those without a distance.
 
     Raises:
-        UsageError: No ID data set is named, one is named as both kinds, or an id is unknown.
+        UsageError: No ID data set is named, one is named as two kinds, or an id is unknown.
         DataError: Images were used for calibration, or an ID data set has images without a label or no class names.
     """
     if not id_data:
         raise UsageError("no data set to evaluate on", fix="Name one with --data.")
-    inside = {source.id: source for source in map(open_source, id_data)}
-    outside = {source.id: source for source in map(open_source, ood_data)}
+    inside = _by_id(id_data)
+    placed = {"near": _by_id(near), "far": _by_id(far)}
+    if twice := placed["near"].keys() & placed["far"].keys():
+        raise UsageError(f"{', '.join(sorted(twice))} is named by --ood-near and by --ood-far", fix="Name it once.")
+    distances = {data: distance for distance, sources in placed.items() for data in sources}
+    outside = placed["near"] | placed["far"] | _by_id(ood_data)
     if both := inside.keys() & outside.keys():
         raise UsageError(f"{', '.join(sorted(both))} is named by --data and by --ood", fix="An OOD data set has other images.")
     for source in inside.values():
@@ -41,7 +53,11 @@ def load_sets(
     lists = [name for name in (CALIBRATION_LIST, OOD_LIST) if name in bundle.manifest.files]
     seen = {sha256 for name in lists for sha256 in read_calibration_list(bundle.file(name)).values()}
     sets = {name: _load(source, seen, limit, seed) for name, source in (inside | outside).items()}
-    return {name: sets[name] for name in inside}, {name: sets[name] for name in outside}
+    return {name: sets[name] for name in inside}, {name: replace(sets[name], distance=distances.get(name)) for name in outside}
+
+
+def _by_id(data_ids: Sequence[str]) -> dict[str, Source]:
+    return {source.id: source for source in map(open_source, data_ids)}
 
 
 def _check_labels(source: Source) -> None:

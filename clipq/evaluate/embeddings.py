@@ -83,6 +83,7 @@ class Embedded:
                 "skipped": [images.index.ids[row] for row in np.flatnonzero(~self.readable[name])],
                 "templates": list(images.source.templates) if name in self.inside else [],
                 "role": "id" if name in self.inside else "ood",
+                **({"distance": images.distance} if images.distance else {}),
             }
             for name, images in {**self.inside, **self.outside}.items()
         }

@@ -19,6 +19,7 @@ from clipq.evaluate.embeddings import Embedded
 from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics.arrays import Bool, Float64, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_logits
+from clipq.evaluate.ood_means import mean_estimates, sets_to_average
 from clipq.evaluate.report.samples import stacked
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
@@ -41,6 +42,7 @@ class Scores:
         samples: Columns of ``samples.parquet``.
         draws: ENGINE -> DATA -> ``(resamples,)`` values of acc1; those of data sets with equally many images are of the same resamples.
         thresholds: ENGINE -> DATA -> SCORE -> threshold that keeps 95 % of the ID images.
+        ood_means: ENGINE -> DATA -> ``near``, ``far`` or ``all`` -> SCORE -> METRIC -> mean over those OOD sets; may be empty.
     """
 
     results: dict[str, dict[str, Any]]
@@ -49,6 +51,7 @@ class Scores:
     samples: Columns
     draws: dict[str, dict[str, Float64]]
     thresholds: dict[str, dict[str, Any]]
+    ood_means: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +86,8 @@ class _Scoring:
         self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._draws: dict[str, dict[str, Float64]] = {name: {} for name in embedded.engine_ids}
         self._thresholds: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
+        self._groups = sets_to_average({data: images.distance for data, images in embedded.outside.items()})
+        self._ood_means: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids if self._groups}
         self._paired: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids[1:]}
 
     def run(self) -> Scores:
@@ -96,7 +101,8 @@ class _Scoring:
                     advance(1)
         add_holm(self._results)
         add_holm(self._ood)
-        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws, self._thresholds)
+        add_holm(self._ood_means)
+        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws, self._thresholds, self._ood_means)
 
     def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
@@ -116,6 +122,11 @@ class _Scoring:
                 for (scored, name), resampled in own.ood.items()
                 if scored == other
             }
+        if self._groups:
+            means = mean_estimates(baseline.ood if baseline else None, own.ood, self._groups)
+            self._ood_means[engine_id][data] = {
+                group: {name: _measurements(estimates) for name, estimates in scored.items()} for group, scored in means.items()
+            }
         if baseline is not None:
             before, embeddings = embedded.images(embedded.engine_ids[0], data), embedded.images(engine_id, data)
             ratio = temperature_ratio(*(side.classification.values.get("temperature") for side in (baseline, own)))
@@ -133,9 +144,14 @@ class _Scoring:
             classification = pool.submit(resample_classification, outcomes, **self._resampling)
             detection = {
                 (other, name): pool.submit(
-                    resample_ood, answers.ood_scores[name], theirs.ood_scores[name], tuned_on=tuned_on.get(name), **self._resampling
+                    resample_ood,
+                    answers.ood_scores[name],
+                    theirs.ood_scores[name],
+                    tuned_on=tuned_on.get(name),
+                    stream=stream,
+                    **self._resampling,
                 )
-                for other, theirs in foreign.items()
+                for stream, (other, theirs) in enumerate(foreign.items(), start=1)
                 for name in answers.ood_scores
                 if name in theirs.ood_scores
             }

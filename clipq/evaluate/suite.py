@@ -34,6 +34,8 @@ class EvalOptions:
     Attributes:
         data: ID data sets by data id.
         ood: OOD data sets by data id.
+        ood_near: OOD data sets that are near the ID data.
+        ood_far: OOD data sets that are far from it.
         engines: Engine ids; empty means every engine of the bundle whose runtime is installed.
         baseline: The engine every delta is taken against.
         limit: At most this many images of each data set.
@@ -52,6 +54,8 @@ class EvalOptions:
 
     data: tuple[str, ...]
     ood: tuple[str, ...] = ()
+    ood_near: tuple[str, ...] = ()
+    ood_far: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     baseline: str = "torch-fp32"
     limit: int | None = None
@@ -78,7 +82,7 @@ class EvalOptions:
         for name, (value, smallest) in least.items():
             if value is not None and not smallest <= value < math.inf:
                 raise UsageError(f"{name} is wrong", found=value, expected=f"a number of at least {smallest}")
-        if self.neglabel and not self.ood:
+        if self.neglabel and not (self.ood or self.ood_near or self.ood_far):
             raise UsageError("--neglabel scores OOD data, and there is none", fix="Name some with --ood.")
 
 
@@ -97,7 +101,8 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     neglabel = NegLabelPlan.of(options.neglabel) if options.neglabel else None
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
-    inside, outside = load_sets(bundle, options.data, options.ood, limit=options.limit, seed=options.seed)
+    images: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "near": options.ood_near, "far": options.ood_far}
+    inside, outside = load_sets(bundle, options.data, options.ood, **images)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
     root = folder / "embeddings"
@@ -118,6 +123,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "datasets": embedded.describe_sets(),
         "results": scores.results,
         "ood": scores.ood,
+        "ood_means": scores.ood_means,
         "thresholds": scores.thresholds,
         "paired": scores.paired,
         "spectral": diagnose(embedded),

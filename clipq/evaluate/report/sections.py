@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipq.evaluate.report import spectral, tables, thresholds
+from clipq.evaluate.report import ood_means, spectral, tables, thresholds
 from clipq.evaluate.report.tables import Table
 
 
@@ -35,6 +35,12 @@ SECTIONS: tuple[Section, ...] = (
         "Robustness, axis by axis",
         "Differences are to {baseline} on the same altered images, so they show what quantization adds, not what the alteration costs.",
         tables.robustness_tables,
+    ),
+    Section(
+        "ood-means",
+        "OOD detection near and far",
+        "Each set counts alike. The intervals share the known images among the sets, as the means do; differences are to {baseline}.",
+        ood_means.ood_mean_tables,
     ),
     Section(
         "thresholds",

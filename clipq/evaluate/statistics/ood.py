@@ -57,6 +57,7 @@ def resample_ood(  # noqa: PLR0913 - each is one choice of the caller
     resamples: int = RESAMPLES,
     seed: int = 0,
     metrics: Collection[str] | None = None,
+    stream: int = 1,
 ) -> Resampled:
     """Return the detection metrics of one score on the full samples and on every resample; make it once per engine and score.
 
@@ -72,6 +73,7 @@ def resample_ood(  # noqa: PLR0913 - each is one choice of the caller
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples; the same for all engines that will be compared.
         metrics: METRIC keys to resample; None for all. The values of the others are there all the same.
+        stream: Which OOD set this is, from 1: sets are drawn independently of each other, the ID images alike for all.
 
     Raises:
         DataError: A score is not finite, or ``tuned_on`` is of another number of images.
@@ -87,9 +89,9 @@ def resample_ood(  # noqa: PLR0913 - each is one choice of the caller
         wanted |= {*TRANSFER} if metrics is None else set()
     plan = _Plan(inside, outside, wanted, tuned)
     inside_counts = resample_counts(len(inside), resamples, seed, stream=0)
-    outside_counts = resample_counts(len(outside), resamples, seed, stream=1)
+    outside_counts = resample_counts(len(outside), resamples, seed, stream=stream)
     draws = collected(plan.metrics(*counts) for counts in zip(inside_counts, outside_counts, strict=True))
-    key = (len(inside), len(outside), resamples, seed)
+    key = (len(inside), len(outside), resamples, seed, stream)
     influence = {"auroc": tuple(side - side.mean() for side in placements(inside, outside))} if "auroc" in draws else {}
     return Resampled(values, draws, len(inside) + len(outside), key, influence=influence)
 

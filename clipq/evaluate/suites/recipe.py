@@ -36,6 +36,8 @@ class Suite:
         about: What it is for, in one line.
         data: ID data sets.
         ood: OOD data sets.
+        ood_near: OOD data sets near the ID data.
+        ood_far: OOD data sets far from it.
         limit: At most this many images of each data set.
         resamples: Bootstrap resamples.
         bench_seconds: Time per engine and latency scenario.
@@ -49,6 +51,8 @@ class Suite:
     about: str
     data: tuple[Entry, ...]
     ood: tuple[Entry, ...] = ()
+    ood_near: tuple[Entry, ...] = ()
+    ood_far: tuple[Entry, ...] = ()
     limit: int | None = None
     resamples: int | None = None
     bench_seconds: float | None = None
@@ -150,6 +154,8 @@ KEYS: Mapping[str, Callable[[object, str], Any]] = {
     "about": _text,
     "data": _entries,
     "ood": _entries,
+    "ood_near": _entries,
+    "ood_far": _entries,
     "limit": _whole,
     "resamples": _whole,
     "bench_seconds": _number,
