@@ -21,7 +21,7 @@ from clipq.calib_data.layout import (
     read_classnames,
     read_templates,
 )
-from clipq.calib_data.source import MAX_ENCODED_BYTES, Sample, Source
+from clipq.calib_data.source import MAX_ENCODED_BYTES, Sample
 from clipq.errors import DataError, unknown_name
 
 Int64 = npt.NDArray[np.int64]
@@ -50,6 +50,16 @@ class WdsSource:
         self._shards = shards
         self._starts = [0, *accumulate(len(shard.names) for shard in shards)][:-1]
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each image, in order."""
+        return tuple(f"{shard.path.name}/{name}" for shard in self._shards for name in shard.names)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The tar files, in order."""
+        return tuple(shard.path for shard in self._shards)
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
@@ -67,7 +77,7 @@ class WdsSource:
                     yield Sample(f"{shard.path.name}/{shard.names[row]}", int(shard.labels[row]), data)
 
 
-def open_wds(rest: str, split: str | None) -> Source:
+def open_wds(rest: str, split: str | None) -> WdsSource:
     """Return the data set at ``PATH[:SPLIT]``; the default split is ``test``.
 
     Raises:

@@ -123,16 +123,16 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
         for data, images in everything.items()
     }
     text_stores: EngineStores = {
-        data: {name: stores.of({**tower_facts(bundle, name, "text"), **_text_facts(ids, work)}) for name in engine_ids}
+        data: {name: stores.of({**tower_facts(bundle, name, "text"), **text_facts(ids, work)}) for name in engine_ids}
         for data, ids in tokens.items()
     }
     missing = {name for table in (image_stores, text_stores) for row in table.values() for name, store in row.items() if not store.finished}
-    with _opened(bundle, [name for name in engine_ids if name in missing], work) as engines:
+    with opened(bundle, [name for name in engine_ids if name in missing], work) as engines:
         for data, ids in tokens.items():
             embed_texts(engines, text_stores[data], ids, work)
         for data, images in everything.items():
             embed_images(engines, image_stores[data], images, preprocess, work)
-    readable = {data: _readable(row) for data, row in image_stores.items()}
+    readable = {data: readable_images(row) for data, row in image_stores.items()}
     negatives = Negatives.mined(neglabel, engine_ids[0], list(inside), text_stores) if neglabel else None
     return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives)
 
@@ -147,12 +147,14 @@ def tokenise(bundle: Bundle, texts: Mapping[str, Sequence[str]]) -> dict[str, To
     return {name: tokenizer.tokens(listed) for name, listed in texts.items()}
 
 
-def _text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:
+def text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:
+    """Return what decides the embeddings of texts beside the tower."""
     return {"tokens": sha256_bytes(tokens.tobytes()), "batch_size": work.batch_size}
 
 
 @contextlib.contextmanager
-def _opened(bundle: Bundle, engine_ids: Sequence[str], work: Work) -> Iterator[dict[str, Engine]]:
+def opened(bundle: Bundle, engine_ids: Sequence[str], work: Work) -> Iterator[dict[str, Engine]]:
+    """Yield engines by id, open while the block runs."""
     with contextlib.ExitStack() as stack:
         engines: dict[str, Engine] = {}
         for name in engine_ids:
@@ -160,7 +162,7 @@ def _opened(bundle: Bundle, engine_ids: Sequence[str], work: Work) -> Iterator[d
         yield engines
 
 
-def _readable(stores: Mapping[str, Store]) -> Bool:
+def readable_images(stores: Mapping[str, Store]) -> Bool:
     """Return the images that every engine has: decoding decides, so they agree."""
     rows = [~np.isnan(store.read()).any(axis=1) for store in stores.values()]
     return np.asarray(np.logical_and.reduce(rows))
