@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,8 +29,8 @@ class DataIndex:
         labels: int64 ``(n,)``, -1 where there is no label.
         sha256: Hash of each image's encoded bytes.
         positions: int64 ``(n,)``, ascending: where the images stand in the source.
-        digest: SHA-256 over the lines ``id, sha256, label`` (tabs between them), and ``border`` where there is one: equal digests mean
-            equal data.
+        digest: SHA-256 over the lines ``id, sha256, label`` (tabs between them), and ``border`` where there is one; of images that are
+            changed, over that digest and the change's name. Equal digests mean equal data.
     """
 
     data_id: str
@@ -61,15 +61,23 @@ def build_index(
     """
     positions = choose_positions(source.labels, limit=limit, seed=seed, sampling=sampling)
     rows: dict[str, tuple[int, str, int]] = {}
+    changes: set[str] = set()
     with bar(f"Hashing {source.id}", len(positions)) as advance:
         for sample in source.read(positions.tolist()):
             if sample.id in rows:
                 raise DataError(f"two images of {source.id} share the id {sample.id!r}", expected="unique ids", fix="Rename one of them.")
             rows[sample.id] = (sample.label, sha256_bytes(sample.data), sample.border)
+            changes |= {sample.change.name} if sample.change else set()
             advance(1)
     ids, labels, hashes = tuple(rows), [label for label, _, _ in rows.values()], tuple(sha256 for _, sha256, _ in rows.values())
     digest = _digest((image_id, sha256, label, border) for image_id, (label, sha256, border) in rows.items())
-    return DataIndex(source.id, ids, np.asarray(labels, np.int64), hashes, positions, digest)
+    index = DataIndex(source.id, ids, np.asarray(labels, np.int64), hashes, positions, digest)
+    return changed_index(index, source.id, " ".join(sorted(changes))) if changes else index
+
+
+def changed_index(index: DataIndex, data_id: str, change: str) -> DataIndex:
+    """Return the index of the same images with a change of this name: as ``build_index`` of that source would, without reading it."""
+    return replace(index, data_id=data_id, digest=sha256_bytes(f"{index.digest}\t{change}\n".encode()))
 
 
 def choose_positions(labels: Int64, *, limit: int | None, seed: int, sampling: str) -> Int64:

@@ -18,7 +18,7 @@ from PIL import Image
 from typing_extensions import Self
 
 from clipq.calib_data.index import DataIndex
-from clipq.calib_data.preprocess import Float32, Preprocess
+from clipq.calib_data.preprocess import Float32, Preprocess, UInt8
 from clipq.calib_data.source import MAX_ENCODED_BYTES, Sample, Source
 from clipq.errors import DataError, UsageError
 
@@ -122,6 +122,17 @@ def decode(data: bytes) -> Image.Image:
     return image
 
 
+def pixels_of(sample: Sample, preprocess: Preprocess) -> UInt8:
+    """Return what a sample shows the model before normalisation: decoded, cut, resized, cropped and changed; uint8 ``(3, height, width)``.
+
+    Raises:
+        OSError: It cannot be decoded.
+        Exception: Whatever else Pillow's decoders raise on broken bytes.
+    """
+    pixels = preprocess.pixels_u8(without_border(decode(sample.data), sample.border))
+    return pixels if sample.change is None else sample.change.apply(pixels, sample.id)
+
+
 def without_border(image: Image.Image, border: int) -> Image.Image:
     """Return an image without its outermost pixels, ``border`` of them on each side.
 
@@ -197,7 +208,7 @@ def _decode_into(pixels: Float32, samples: list[Sample], preprocess: Preprocess)
 
 def _decode_one(pixels: Float32, sample: Sample, preprocess: Preprocess) -> str:
     try:
-        preprocess.normalise(preprocess.pixels_u8(without_border(decode(sample.data), sample.border))[None], out=pixels)
+        preprocess.normalise(pixels_of(sample, preprocess)[None], out=pixels)
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds on broken bytes; each is counted and listed
         return " ".join(str(error).split()) or type(error).__name__
     return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,22 @@ import numpy.typing as npt
 
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 MAX_ENCODED_BYTES = 64 << 20  # sources read at most one byte more of a file; an image that reaches it counts as unreadable
+
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is done to every image of a source once it is resized and cropped, and before it is normalised.
+
+    Attributes:
+        name: Says all that decides the result beside the image and its id; part of the index's digest.
+        apply: (uint8 ``(3, height, width)``, image id) -> the same shape; the same bytes in any thread and order.
+    """
+
+    name: str
+    apply: Callable[[UInt8, str], UInt8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +38,14 @@ class Sample:
         label: Index into the source's class names, or -1 where the source has no labels.
         data: The encoded image (JPEG, PNG, PPM, ...), byte for byte; empty when the file could not be read.
         border: How many pixels on each side are no part of the picture and are cut off before anything else is done with it.
+        change: What is done to its pixels; None for nothing.
     """
 
     id: str
     label: int
     data: bytes
     border: int = 0
+    change: Change | None = None
 
 
 class Source(Protocol):

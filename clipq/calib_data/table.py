@@ -14,6 +14,7 @@ SOURCES: dict[str, str] = {
     "cifar100": "clipq.calib_data.cifar:open_cifar100",
     "cifar100-c": "clipq.calib_data.cifar_c:open_cifar100_c",
     "folder": "clipq.calib_data.folder:open_folder",
+    "corrupt-synth": "clipq.calib_data.corrupted:open_corrupted",
     "counteranimal": "clipq.calib_data.counteranimal:open_counteranimal",
     "hf": "clipq.calib_data.parquet:open_parquet",
     "imagefolder": "clipq.calib_data.imagefolder:open_imagefolder",
@@ -38,7 +39,8 @@ def open_source(data_id: str, *, split: str | None = None) -> Source:
         data_id: ``wds:PATH[:SPLIT]``, ``imagefolder:PATH``, ``imglist:FILE[@ROOT]``, ``hf:PATH[@REVISION][:SPLIT]`` (local parquet),
             ``folder:PATH`` (no labels), ``cifar10:PATH[:SPLIT]``, ``cifar100:PATH[:SPLIT]``, ``cifar10-c:PATH:NAME/SEVERITY`` (and 100),
             ``openood:ROOT:BENCHMARK/LIST``, ``synthetic:NAME[:SPLIT]``, ``imagenet:PATH[:SUBSET]``, ``imagenet-v2:PATH`` (and ``r``, ``a``,
-            ``sketch``), ``objectnet:PATH``, ``waterbirds:PATH[:GROUP]`` or ``counteranimal:PATH[:GROUP]``.
+            ``sketch``), ``objectnet:PATH``, ``waterbirds:PATH[:GROUP]`` or ``counteranimal:PATH[:GROUP]``;
+            before any of them ``corrupt-synth:NAME/SEVERITY:`` for altered pictures.
         split: Overrides the split that the id names; ignored by kinds without splits.
 
     Raises:
