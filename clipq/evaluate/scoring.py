@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from clipq.evaluate.answers import Answers, answer
 from clipq.evaluate.compare import compare as compare_paired
 from clipq.evaluate.correction import add_holm
 from clipq.evaluate.embeddings import Embedded
+from clipq.evaluate.entries import measurements
 from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics.arrays import Bool, Float64, Int64
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_logits
 from clipq.evaluate.ood_means import mean_estimates, sets_to_average
 from clipq.evaluate.report.samples import stacked
-from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
+from clipq.evaluate.robustness.noise import CELL_METRICS
+from clipq.evaluate.statistics.bootstrap import Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
 from clipq.evaluate.thresholds import thresholds_of
@@ -40,7 +42,8 @@ class Scores:
         ood: ENGINE -> ``ID|OOD`` -> SCORE -> METRIC -> measurement.
         paired: ENGINE -> DATA -> differences from the baseline; the baseline has no entry.
         samples: Columns of ``samples.parquet``.
-        draws: ENGINE -> DATA -> ``(resamples,)`` values of acc1; those of data sets with equally many images are of the same resamples.
+        resampled: ENGINE -> DATA -> the metrics of ``CELL_METRICS`` with their resamples, for what is computed from several data sets;
+            those with equally many images meet the same resamples.
         thresholds: ENGINE -> DATA -> SCORE -> threshold that keeps 95 % of the ID images.
         ood_means: ENGINE -> DATA -> ``near``, ``far`` or ``all`` -> SCORE -> METRIC -> mean over those OOD sets; may be empty.
     """
@@ -49,7 +52,7 @@ class Scores:
     ood: dict[str, dict[str, Any]]
     paired: dict[str, dict[str, Any]]
     samples: Columns
-    draws: dict[str, dict[str, Float64]]
+    resampled: dict[str, dict[str, Resampled]]
     thresholds: dict[str, dict[str, Any]]
     ood_means: dict[str, dict[str, Any]]
 
@@ -84,7 +87,7 @@ class _Scoring:
         self._rows: list[Columns] = []
         self._results: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
-        self._draws: dict[str, dict[str, Float64]] = {name: {} for name in embedded.engine_ids}
+        self._resampled: dict[str, dict[str, Resampled]] = {name: {} for name in embedded.engine_ids}
         self._thresholds: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
         self._groups = sets_to_average({data: images.distance for data, images in embedded.outside.items()})
         self._ood_means: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids if self._groups}
@@ -102,7 +105,7 @@ class _Scoring:
         add_holm(self._results)
         add_holm(self._ood)
         add_holm(self._ood_means)
-        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._draws, self._thresholds, self._ood_means)
+        return Scores(self._results, self._ood, self._paired, stacked(self._rows), self._resampled, self._thresholds, self._ood_means)
 
     def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
@@ -114,18 +117,18 @@ class _Scoring:
         self._rows += [self._samples(engine_id, other, data, theirs, None) for other, theirs in foreign.items()]
         own = self._resample(answers, outcomes, foreign, (baseline.answers if baseline else answers).ood_scores)
         self._thresholds[engine_id][data] = thresholds_of(answers.ood_scores)
-        self._draws[engine_id][data] = own.classification.draws["acc1"]
-        self._results[engine_id][data] = _measurements(compare(baseline.classification if baseline else None, own.classification))
+        self._resampled[engine_id][data] = own.classification.only(CELL_METRICS)
+        self._results[engine_id][data] = measurements(compare(baseline.classification if baseline else None, own.classification))
         for other in foreign:
             self._ood[engine_id][f"{data}|{other}"] = {
-                name: _measurements(compare(baseline.ood.get((other, name)) if baseline else None, resampled))
+                name: measurements(compare(baseline.ood.get((other, name)) if baseline else None, resampled))
                 for (scored, name), resampled in own.ood.items()
                 if scored == other
             }
         if self._groups:
             means = mean_estimates(baseline.ood if baseline else None, own.ood, self._groups)
             self._ood_means[engine_id][data] = {
-                group: {name: _measurements(estimates) for name, estimates in scored.items()} for group, scored in means.items()
+                group: {name: measurements(estimates) for name, estimates in scored.items()} for group, scored in means.items()
             }
         if baseline is not None:
             before, embeddings = embedded.images(embedded.engine_ids[0], data), embedded.images(engine_id, data)
@@ -177,14 +180,3 @@ class _Scoring:
             "correct5": correct5,
             **answers.ood_scores,
         }
-
-
-def _measurements(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Return METRIC -> measurement as JSON; what is not a finite number becomes None."""
-    return {name: {key: _plain(value) for key, value in asdict(estimate).items()} for name, estimate in estimates.items()}
-
-
-def _plain(value: str | float | tuple[float, float] | None) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(end) for end in value]
-    return value if value is None or isinstance(value, str) or np.isfinite(value) else None

@@ -9,12 +9,12 @@ import pytest
 from report_example import ID, OOD, make_example
 
 from clipq.evaluate.correction import add_holm
+from clipq.evaluate.entries import measurements
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits
 from clipq.evaluate.report import names, tables, view
 from clipq.evaluate.report.html import render_html
 from clipq.evaluate.report.markdown import render_markdown
 from clipq.evaluate.report.samples import grouped
-from clipq.evaluate.scoring import _measurements
 from clipq.evaluate.statistics.bootstrap import compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.verdict import judge
@@ -101,7 +101,7 @@ def _report():
     for engine, noise in {"torch-fp32": 0.0, "ort-fp32": 0.05, "ort-int8-static": 0.05, "ort-int8-dynamic": 2.0}.items():
         own = outcomes_from_logits(logits + noise * rng.standard_normal(logits.shape), labels)
         estimates = compare(None if engine == "torch-fp32" else first, resample_classification(own, resamples=100))
-        report["results"][engine][ID] = _measurements(estimates)
+        report["results"][engine][ID] = measurements(estimates)
     add_holm(report["results"])
     add_holm(report["ood"])
     report["gates"], report["verdict"] = judge(report)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from clipq.cli.main import main
+from clipq.evaluate.entries import measurements
 from clipq.evaluate.mending import mending, temperature_ratio
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits
-from clipq.evaluate.scoring import _measurements
 from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.verdict import judge
 
@@ -62,7 +62,7 @@ def test_nothing_is_said_where_nothing_is_shown_to_be_lost():
 
 def _judged(logits, changed, labels):
     before, after = outcomes_from_logits(logits, labels), outcomes_from_logits(changed, labels)
-    results = {"int8": {"d": _measurements(classification_estimates(before, after, resamples=200))}, "fp32": {"d": {}}}
+    results = {"int8": {"d": measurements(classification_estimates(before, after, resamples=200))}, "fp32": {"d": {}}}
     report = {
         "baseline": "fp32",
         "engines": {name: {"size_bytes": 1} for name in ("fp32", "int8")},

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from clipq.evaluate.entries import measurements
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits
 from clipq.evaluate.report import view
 from clipq.evaluate.report.names import METRICS
-from clipq.evaluate.scoring import _measurements
 from clipq.evaluate.statistics.classification import classification_estimates
 
 
@@ -42,7 +42,7 @@ def test_a_report_says_what_has_no_interval(estimates):
         "baseline": "a",
         "provenance": {"model": {"id": "m"}, "created": "today", "resamples": 50},
         "datasets": {},
-        "results": {"a": {"data": _measurements(estimates)}},
+        "results": {"a": {"data": measurements(estimates)}},
     }
     said = dict(view.facts(report))["No interval"]
     assert said == (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from clipq.evaluate.statistics.significance import mcnemar, minimum_detectable_e
 
 RESAMPLES = 2000
 Interval = tuple[float, float]
+_Column = TypeVar("_Column")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Resampled:
     correct: Mapping[str, Bool] = field(default_factory=dict)
     influence: Mapping[str, tuple[Float64, ...]] = field(default_factory=dict)
 
+    def only(self, names: Collection[str]) -> Resampled:
+        """Return the same with the named metrics alone."""
+        correct, influence = _only(self.correct, names), _only(self.influence, names)
+        return Resampled(_only(self.values, names), _only(self.draws, names), self.n, self.key, correct, influence)
+
 
 def compare(baseline: Resampled | None, engine: Resampled) -> dict[str, Estimate]:
     """Return METRIC key -> estimate, with paired deltas where there is a baseline; metrics without resamples have no interval.
@@ -84,6 +91,10 @@ def compare(baseline: Resampled | None, engine: Resampled) -> dict[str, Estimate
             expected="the same samples in the same order, resampled alike",
         )
     return {name: _estimate(name, baseline, engine) for name in engine.values}
+
+
+def _only(columns: Mapping[str, _Column], names: Collection[str]) -> dict[str, _Column]:
+    return {name: column for name, column in columns.items() if name in names}
 
 
 def _estimate(name: str, baseline: Resampled | None, engine: Resampled) -> Estimate:
