@@ -29,6 +29,7 @@ class Recipe:
         calib_n: Number of calibration images.
         calib_method: How activation ranges are chosen.
         calib_sampling: ``random`` or ``balanced`` (the same number per class).
+        patch_tokens: Give the image tower a second output, a feature per patch, for GL-MCM.
         mha: Products of attention in static INT8: ``int8`` quantizes them, ``fp16`` leaves them to the precision of the rest.
         sensitivity: Rank the blocks by the damage of quantizing each alone.
         max_drop: Bounds ``METRIC=VALUE``; blocks stay unquantized, the most damaging first, until the calibration images hold them.
@@ -44,6 +45,7 @@ class Recipe:
     model: str
     engines: tuple[str, ...] = ("torch-fp32", "ort-fp32", "ort-int8-dynamic", "ort-int8-static")
     towers: tuple[str, ...] = ("image",)
+    patch_tokens: bool = False
     calib: str = ""
     calib_n: int = 512
     calib_method: CalibrationMethod = "percentile"

@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.towers,
         help=f"towers that get an engine's precision, of {' and '.join(TOWERS)}; the others stay FP32 (default: image)",
     )
+    parser.add_argument(
+        "--patch-tokens",
+        action="store_true",
+        help="give the image tower a second output, a feature per patch, for GL-MCM in clipq eval; CLIP's ViTs and ResNets have them",
+    )
     _add_calibration(parser, default)
     _add_mixed(parser, default)
     _add_plans(parser, default)
@@ -159,6 +164,7 @@ def _refuse_export_options(args: argparse.Namespace) -> None:
         f"--{name.replace('_', '-')}"
         for name in (
             "towers",
+            "patch_tokens",
             "calib",
             "calib_n",
             "calib_method",
@@ -186,6 +192,7 @@ def _export(args: argparse.Namespace) -> Bundle:
         model=args.model,
         engines=args.engines or Recipe(model="").engines,
         towers=args.towers,
+        patch_tokens=args.patch_tokens,
         calib=args.calib,
         calib_n=args.calib_n,
         calib_method=args.calib_method,

@@ -14,6 +14,7 @@ from PIL import Image
 from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.base import Float32, Tower
 from clipq.engines.torch.checkpoint import Checkpoint
+from clipq.engines.torch.patches import PatchTower
 from clipq.files import atomic_path
 
 COUNT = 8
@@ -39,12 +40,14 @@ class Golden:
         tokens: int32 ``(8, context length)``.
         image_embedding: float32 ``(8, embed dim)``, not normalised.
         text_embedding: float32 ``(8, embed dim)``, not normalised.
+        patches: float32 ``(8, patches, embed dim)``, not normalised; None where the bundle has no patch tokens.
     """
 
     pixels: Float32
     tokens: npt.NDArray[np.int32]
     image_embedding: Float32
     text_embedding: Float32
+    patches: Float32 | None = None
 
     def inputs(self, tower: Tower) -> npt.NDArray[Any]:
         """Return the inputs of a tower."""
@@ -54,12 +57,22 @@ class Golden:
         """Return PyTorch's outputs of a tower."""
         return self.image_embedding if tower == "image" else self.text_embedding
 
+    def patch_tokens(self, tower: Tower) -> Float32 | None:
+        """Return PyTorch's patch tokens, where a tower has any."""
+        return self.patches if tower == "image" else None
 
-def make_golden(checkpoint: Checkpoint) -> Golden:
-    """Return the golden tensors of a model: drawn images, so that a bundle carries nobody's photographs, and fixed prompts."""
+
+def make_golden(checkpoint: Checkpoint, patches: PatchTower | None = None) -> Golden:
+    """Return the golden tensors of a model: drawn images, so that a bundle carries nobody's photographs, and fixed prompts.
+
+    Args:
+        checkpoint: The model.
+        patches: Its image tower with patch tokens; None leaves them out.
+    """
     pixels = checkpoint.preprocess.normalise(draw_images(checkpoint.preprocess))
     tokens = np.asarray(checkpoint.tokenizer(list(_TEXTS))).astype(np.int32)
-    return Golden(pixels, tokens, checkpoint.embed("image", pixels), checkpoint.embed("text", tokens))
+    tokens_of_patches = patches.compute(pixels)[1] if patches else None
+    return Golden(pixels, tokens, checkpoint.embed("image", pixels), checkpoint.embed("text", tokens), tokens_of_patches)
 
 
 def draw_images(preprocess: Preprocess, count: int = COUNT) -> npt.NDArray[np.uint8]:
@@ -78,6 +91,8 @@ def write_golden(path: Path, golden: Golden) -> None:
     """Write ``golden.npz`` atomically, without pickle and without times, so that equal tensors give equal bytes."""
     with atomic_path(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name in golden.__dataclass_fields__:
+            if getattr(golden, name) is None:
+                continue
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, getattr(golden, name), allow_pickle=False)
 
@@ -85,4 +100,4 @@ def write_golden(path: Path, golden: Golden) -> None:
 def read_golden(path: Path) -> Golden:
     """Read a ``golden.npz`` whose hash was checked."""
     with np.load(path, allow_pickle=False) as stored:
-        return Golden(**{name: stored[name] for name in Golden.__dataclass_fields__})
+        return Golden(**{name: stored[name] for name in Golden.__dataclass_fields__ if name in stored})

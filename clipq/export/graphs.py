@@ -83,7 +83,7 @@ class GraphMaker:
 
         def run() -> Facts:
             facts = self._write(tower, kind, self.folder / source, self.folder / name)
-            golden = self.golden.inputs(tower), self.golden.outputs(tower)
+            golden = self.golden.inputs(tower), self.golden.outputs(tower), self.golden.patch_tokens(tower)
             if kind.endswith(("fp16", "bf16")):
                 facts["parity_rounded"] = measure_rounded(self.folder / name, *golden)
             if kind not in _NOT_ON_CPU:

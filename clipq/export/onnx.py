@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from clipq import __version__
 from clipq.engines.base import Tower
 from clipq.engines.torch.checkpoint import Checkpoint
-from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME
+from clipq.engines.torch.patches import PatchTower
+from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME, PATCHES_NAME
 from clipq.errors import ClipqError, ExportError
 from clipq.export.attention import plain_attention
 from clipq.export.quantize.graph import publish, save_graph, scratch_folder
@@ -25,20 +27,27 @@ OPSET = 17  # the newest that TensorRT 8.6 reads, and the first with LayerNormal
 MASK_VALUE = -1e4  # exp of it is 0 in FP32 and FP16, and unlike -inf it leaves an activation range that can be quantized
 
 
-def export_tower(checkpoint: Checkpoint, tower: Tower, target: Path) -> None:
+def export_tower(checkpoint: Checkpoint, tower: Tower, target: Path, patches: PatchTower | None = None) -> None:
     """Write one tower as ONNX; the same checkpoint and versions give the same bytes.
 
     The graph takes ``pixels`` (float32 ``(batch, 3, height, width)``) or ``tokens`` (int32 ``(batch, context length)``) and gives
     ``embedding`` (float32 ``(batch, embed dim)``, not normalised). Weights too large for one file go into ``<name>.data`` beside it.
 
+    Args:
+        checkpoint: The model.
+        tower: Which of its towers.
+        target: Where the graph goes.
+        patches: The image tower with its patch tokens, which become a second output, ``patches``, float32
+            ``(batch, patches, embed dim)``, not normalised; None leaves them out.
+
     Raises:
         ExportError: PyTorch cannot express the tower in ONNX, or the graph breaks the ONNX specification.
     """
     with scratch_folder(target) as folder:
-        _trace(checkpoint, tower, folder / "traced.onnx")
+        _trace(checkpoint, tower, folder / "traced.onnx", patches)
         model = onnx.load(str(folder / "traced.onnx"))
         _make_finite(model.graph)
-        _tidy(model, checkpoint, tower)
+        _tidy(model, checkpoint, tower, patches)
         for leftover in folder.iterdir():
             leftover.unlink()
         save_graph(model, folder / target.name)
@@ -59,8 +68,9 @@ class _Tower(torch.nn.Module):
         return embedding
 
 
-def _trace(checkpoint: Checkpoint, tower: Tower, path: Path) -> None:
-    module = _Tower(checkpoint.model, tower).eval()
+def _trace(checkpoint: Checkpoint, tower: Tower, path: Path, patches: PatchTower | None) -> None:
+    module = patches.eval() if patches else _Tower(checkpoint.model, tower).eval()
+    outputs = [OUTPUT_NAME, PATCHES_NAME] if patches else [OUTPUT_NAME]
     try:
         with _exportable(), plain_attention(checkpoint.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of shapes it takes as fixed; the parity gate tries other batches
@@ -71,8 +81,8 @@ def _trace(checkpoint: Checkpoint, tower: Tower, path: Path) -> None:
                 opset_version=OPSET,
                 dynamo=False,
                 input_names=[INPUT_NAMES[tower]],
-                output_names=[OUTPUT_NAME],
-                dynamic_axes={INPUT_NAMES[tower]: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
+                output_names=outputs,
+                dynamic_axes={name: {0: "batch"} for name in (INPUT_NAMES[tower], *outputs)},
             )
     except (ClipqError, OSError):
         raise
@@ -119,9 +129,12 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
                 yield attribute.t
 
 
-def _tidy(model: ModelProto, checkpoint: Checkpoint, tower: Tower) -> None:
-    """Fix the output shape, drop what varies without meaning, and write what the file is into its metadata."""
+def _tidy(model: ModelProto, checkpoint: Checkpoint, tower: Tower, patches: PatchTower | None) -> None:
+    """Fix the output shapes, drop what varies without meaning, and write what the file is into its metadata."""
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = checkpoint.embed_dim
+    if patches:
+        for dim, size in enumerate((math.prod(patches.grid), checkpoint.embed_dim), start=1):
+            model.graph.output[1].type.tensor_type.shape.dim[dim].dim_value = size
     model.graph.name = f"{tower} tower"
     _drop_doc_strings(model.graph.node)
     onnx.helper.set_model_props(model, tower_metadata(checkpoint, tower))

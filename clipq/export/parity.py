@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,63 @@ BATCH_SIZES = (1, 5)
 MAX_RELATIVE_ERROR = 1e-3  # of the largest output; two FP32 runtimes differ by 1e-7 to 1e-5, a wrong graph by more than 1e-2
 MIN_COSINE = 0.99999
 MIN_CENTRED_COSINE = 0.999  # of what is left without the common mean, where a small wrong term shows first
+_FIGURES = ("max_abs_error", "max_abs_output", "min_cosine", "min_centred_cosine")
 
 
-def check_parity(path: Path, inputs: npt.NDArray[Any], expected: Float32) -> dict[str, float]:
+def check_parity(path: Path, inputs: npt.NDArray[Any], expected: Float32, patches: Float32 | None = None) -> dict[str, Any]:
     """Return how far a graph is from PyTorch on ONNX Runtime's CPU provider, at batch sizes 1 and 5; delete the file if too far.
 
     Args:
         path: The graph, with one input.
         inputs: ``(n, ...)``, n at least 6.
         expected: PyTorch's float32 outputs ``(n, d)``.
+        patches: PyTorch's patch tokens ``(n, patches, d)``, of a graph that has them as its second output.
 
     Returns:
         ``max_abs_error`` (largest difference of one number), ``max_abs_output`` (largest output of PyTorch, its scale),
-        ``min_cosine`` and ``min_centred_cosine`` (over the rows; centred on the mean of ``expected``).
+        ``min_cosine`` and ``min_centred_cosine`` (over the rows; centred on the mean of ``expected``); ``patches``: the same four of
+        the patch tokens, where there are any.
 
     Raises:
         ExportError: The graph does not load, does not take these batch sizes, or its outputs differ by more than the limits.
     """
     try:
-        figures = measure(path, inputs, expected)
+        figures = measure(path, inputs, expected, patches)
         _gate(path, figures)
+        if "patches" in figures:
+            _gate(path, figures["patches"], "the patch tokens of ")
     except ExportError:
         _delete(path)
         raise
     return figures
 
 
-def measure(path: Path, inputs: npt.NDArray[Any], expected: Float32) -> dict[str, float]:
+def measure(path: Path, inputs: npt.NDArray[Any], expected: Float32, patches: Float32 | None = None) -> dict[str, Any]:
     """Return the figures of ``check_parity`` without its limits: a quantized graph may be as far away as it is, but must run.
 
     Raises:
         ExportError: The graph does not load, does not take these batch sizes, or gives NaN or infinity.
     """
     found = _run(path, inputs)
-    if not np.isfinite(found).all():
+    if not all(np.isfinite(output).all() for output in found):
         raise ExportError(f"{path.name} gives NaN or infinity", fix="Export it with another precision or calibration method.")
-    return compare_outputs(found, expected[: len(found)])
+    return compare_towers(path, found, expected, patches)
+
+
+def compare_towers(path: Path, found: Sequence[Float32], expected: Float32, patches: Float32 | None) -> dict[str, Any]:
+    """Return the figures of ``check_parity`` for all outputs of a graph, of as many rows as ``found`` has; they must be finite.
+
+    Raises:
+        ExportError: Patch tokens are expected and there is no second output, or one of another shape.
+    """
+    rows = len(found[0])
+    figures: dict[str, Any] = {**compare_outputs(found[0], expected[:rows])}
+    if patches is not None:
+        if len(found) < 2 or found[1].shape != patches[:rows].shape:
+            shapes = [output.shape for output in found]
+            raise ExportError(f"{path.name} lost its patch tokens", found=f"outputs {shapes}", expected=patches[:rows].shape)
+        figures["patches"] = compare_outputs(found[1].reshape(-1, patches.shape[-1]), patches[:rows].reshape(-1, patches.shape[-1]))
+    return figures
 
 
 def compare_outputs(found: Float32, expected: Float32) -> dict[str, float]:
@@ -71,7 +92,7 @@ def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]
     return cosine
 
 
-def _gate(path: Path, figures: dict[str, float]) -> None:
+def _gate(path: Path, figures: dict[str, Any], what: str = "") -> None:
     limits = (
         (
             "max_abs_error",
@@ -83,11 +104,11 @@ def _gate(path: Path, figures: dict[str, float]) -> None:
     )
     for name, passed, expected in limits:
         if not passed:
-            numbers = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
-            raise ExportError(f"{path.name} does not match PyTorch and was deleted", found=numbers, expected=f"{name} {expected}")
+            numbers = ", ".join(f"{key} {figures[key]:.6g}" for key in _FIGURES)
+            raise ExportError(f"{what}{path.name} does not match PyTorch and was deleted", found=numbers, expected=f"{name} {expected}")
 
 
-def _run(path: Path, inputs: npt.NDArray[Any]) -> Float32:
+def _run(path: Path, inputs: npt.NDArray[Any]) -> list[Float32]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -97,11 +118,11 @@ def _run(path: Path, inputs: npt.NDArray[Any]) -> Float32:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found = [session.run(None, {name: inputs[rows]})[0] for rows in _blocks()]
+        found = [session.run(None, {name: inputs[rows]}) for rows in _blocks()]
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         first = str(error).strip().splitlines()[:1]
         raise ExportError(f"ONNX Runtime cannot run {path.name}", found=" ".join(first)) from error
-    return np.concatenate(found)
+    return [np.concatenate(blocks) for blocks in zip(*found, strict=True)]
 
 
 def _blocks() -> Iterator[slice]:

@@ -15,6 +15,7 @@ from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
 from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
 from clipq.engines.torch.model_id import DEMO_MODELS, canonical_model_id
+from clipq.engines.torch.patches import PatchTower, require_patches
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.engines import TOWERS, EngineBuilder
@@ -45,7 +46,8 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False, choose_
         choose_kept: The search for sensitive blocks, for a recipe that asks for one.
 
     Raises:
-        UsageError: A name is unknown, calibration data is missing or cannot answer, or the folder holds something else.
+        UsageError: A name is unknown, calibration data is missing or cannot answer, the folder holds something else, or the model has no
+            patch tokens.
         MissingRuntimeError: Plans are asked for and cannot be built here.
         DataError: The calibration data is unusable.
         ExportError: A tower does not match PyTorch, or the model cannot be exported.
@@ -61,6 +63,8 @@ def export_bundle(recipe: Recipe, folder: Path, *, resume: bool = False, choose_
     if choose_kept is None and (recipe.sensitivity or recipe.max_drop):
         raise UsageError("the recipe asks for a search that was not handed in", fix="Pass clipq.sensitivity.search.choose_kept.")
     checkpoint = load_checkpoint(recipe.model)
+    if recipe.patch_tokens:
+        require_patches(checkpoint.model, recipe.model)
     with locked(folder):
         _refuse_folder(folder, recipe, resume=resume)
         if (folder / MANIFEST).exists():
@@ -118,17 +122,22 @@ def _refuse_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     if not (folder / MANIFEST).exists():
         refuse_foreign(folder, resume=resume)
         return
-    found, asked = Bundle.open(folder).manifest.recipe, recipe.to_json()
-    different = [name for name, value in asked.items() if found.get(name) != (list(value) if isinstance(value, tuple) else value)]
+    found = {**Recipe(model="").to_json(), **Bundle.open(folder).manifest.recipe}  # what an older clipq did not know is as it was
+    asked = recipe.to_json()
+    different = [name for name, value in asked.items() if _plain(found[name]) != _plain(value)]
     if different:
         raise UsageError(
             f"{folder} holds a finished bundle of another recipe",
-            found=", ".join(f"{name} {found.get(name)}" for name in different),
+            found=", ".join(f"{name} {found[name]}" for name in different),
             expected=", ".join(f"{name} {asked[name]}" for name in different),
             fix="Choose another folder with -o.",
         )
     if not resume:
         raise UsageError(f"{folder} already holds this bundle", fix="Check it with --resume, or choose another folder with -o.")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _verified(folder: Path, checkpoint: Checkpoint) -> Bundle:
@@ -147,8 +156,9 @@ def _make_all(
 ) -> Manifest:
     folder = stages.folder
     _make_description(folder, checkpoint, stages, calibration)
-    golden = _make_golden(folder, checkpoint, stages)
-    parity: dict[str, Facts] = {tower: _make_tower(folder, checkpoint, stages, golden, tower) for tower in TOWERS}
+    patches = PatchTower(checkpoint.model, recipe.model) if recipe.patch_tokens else None
+    golden = _make_golden(folder, checkpoint, stages, patches)
+    parity: dict[str, Facts] = {tower: _make_tower(checkpoint, stages, golden, tower, patches) for tower in TOWERS}
     digest = _make_calibration_list(calibration, stages)
     graphs = GraphMaker(recipe, folder, stages, golden, calibration, digest)
     if choose_kept is not None and calibration is not None:
@@ -156,7 +166,8 @@ def _make_all(
     plans = None if recipe.graphs_only else PlanMaker(folder, stages, build_options(recipe))
     builder = EngineBuilder(recipe, folder, stages, graphs, plans)
     engines = {engine_id: builder.build(engine_id) for engine_id in recipe.engines}
-    return _manifest(recipe, checkpoint, stages, engines, parity)
+    said = {"parity": parity, **({"patch_grid": list(patches.grid)} if patches else {})}
+    return _manifest(recipe, checkpoint, stages, engines, said)
 
 
 def _choose(choose_kept: ChooseKept, graphs: GraphMaker, calibration: Calibration, checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -186,21 +197,22 @@ def _make_description(folder: Path, checkpoint: Checkpoint, stages: Stages, cali
     stages.run("tokenizer", names, checkpoint.state_sha256, lambda: export_tokenizer(checkpoint, folder / "tokenizer", classnames))
 
 
-def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages) -> Golden:
+def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages, patches: PatchTower | None) -> Golden:
     def make() -> Facts:
-        write_golden(folder / "golden.npz", make_golden(checkpoint))
+        write_golden(folder / "golden.npz", make_golden(checkpoint, patches))
         return {}
 
     stages.run("golden tensors", ["golden.npz"], checkpoint.state_sha256, make)
     return read_golden(folder / "golden.npz")
 
 
-def _make_tower(folder: Path, checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower) -> Facts:
+def _make_tower(checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower, patches: PatchTower | None) -> Facts:
     name = graph_name(tower, "fp32")
+    path = stages.folder / name
 
     def make() -> Facts:
-        export_tower(checkpoint, tower, folder / name)
-        return check_parity(folder / name, golden.inputs(tower), golden.outputs(tower))
+        export_tower(checkpoint, tower, path, patches if tower == "image" else None)
+        return check_parity(path, golden.inputs(tower), golden.outputs(tower), golden.patch_tokens(tower))
 
     return stages.run(name, [name], checkpoint.state_sha256, make)
 
@@ -218,9 +230,9 @@ def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> s
 
 
 def _manifest(
-    recipe: Recipe, checkpoint: Checkpoint, stages: Stages, engines: Mapping[str, EngineEntry], parity: Mapping[str, Facts]
+    recipe: Recipe, checkpoint: Checkpoint, stages: Stages, engines: Mapping[str, EngineEntry], found: Mapping[str, Any]
 ) -> Manifest:
-    said: dict[str, Any] = {**recipe.to_json(), "parity": parity}
+    said: dict[str, Any] = {**recipe.to_json(), **found}
     if checkpoint.model_id.endswith(f":{RANDOM}"):
         said["warning"] = "RANDOM WEIGHTS: this model was never trained; only its speed and size mean anything"
     return Manifest(_model(checkpoint), stages.files, engines, said, recipe.sha256(), library_versions(), describe_machine())

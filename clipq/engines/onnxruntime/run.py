@@ -17,7 +17,7 @@ from clipq.engines.base import Engine, Float32, Tower, TowerSpec
 from clipq.engines.onnxruntime.profile import read_profile
 from clipq.engines.onnxruntime.providers import CPU, require_provider, session_providers
 from clipq.engines.proof import TowerProof, read_work
-from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME, tower_specs
+from clipq.engines.towers import INPUT_NAMES, OUTPUT_NAME, PATCHES_NAME, tower_specs
 from clipq.errors import EngineError, RefusedError
 from clipq.recipe import Recipe
 
@@ -53,7 +53,7 @@ class OrtEngine(Engine):
         entry = bundle.engine(engine_id)
         require_provider(entry.provider)
         files: dict[Tower, Path] = {tower: _checked(bundle, entry.towers[tower]) for tower in INPUT_NAMES if tower in entry.towers}
-        engine = cls(engine_id, tower_specs(bundle), files, bundle.manifest)
+        engine = cls(engine_id, tower_specs(bundle, patches=True), files, bundle.manifest)
         engine.threads = threads
         engine._work = read_work(bundle, engine_id)
         return engine
@@ -85,7 +85,11 @@ class OrtEngine(Engine):
         self._sessions.clear()
 
     def _run(self, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
-        return self._infer(self._sessions[tower], tower, batch)
+        return self._infer(self._sessions[tower], tower, batch)[0]
+
+    def _run_patches(self, pixels: npt.NDArray[Any]) -> tuple[Float32, Float32]:
+        embeddings, patches = self._infer(self._sessions["image"], "image", pixels, [OUTPUT_NAME, PATCHES_NAME])
+        return embeddings, patches
 
     def _session(self, tower: Tower, *, spinning: bool, profile: str = "") -> Any:
         path, entry, spec = self._files[tower], self._manifest.engines[self.id], self.towers[tower]
@@ -93,12 +97,12 @@ class OrtEngine(Engine):
         providers = session_providers(entry.provider, (INPUT_NAMES[tower], batches, spec.input_shape))
         return _session(path, providers, self.threads, spinning=spinning, profile=profile)
 
-    def _infer(self, session: Any, tower: Tower, batch: npt.NDArray[Any]) -> Float32:
+    def _infer(self, session: Any, tower: Tower, batch: npt.NDArray[Any], names: Sequence[str] = (OUTPUT_NAME,)) -> list[Float32]:
         try:
-            output: Float32 = session.run([OUTPUT_NAME], {INPUT_NAMES[tower]: np.ascontiguousarray(batch)})[0]
+            outputs: list[Float32] = session.run(list(names), {INPUT_NAMES[tower]: np.ascontiguousarray(batch)})
         except Exception as error:  # ONNX Runtime's errors have no base of their own
             raise EngineError(f"{self.id} failed in its {tower} tower", found=_first_line(error), fix="Export it again.") from error
-        return output
+        return outputs
 
 
 def _checked(bundle: Bundle, name: str) -> Path:
@@ -141,12 +145,15 @@ def _check_model(session: Any, manifest: Manifest, path: Path) -> None:
 def _check_signature(session: Any, input_name: str, spec: TowerSpec, path: Path) -> None:
     inputs = [_describe(value) for value in session.get_inputs()]
     outputs = [_describe(value) for value in session.get_outputs()]
-    expected = (input_name, spec.input_dtype, *spec.input_shape), (OUTPUT_NAME, "float32", spec.embed_dim)
-    if inputs != [expected[0]] or expected[1] not in outputs:
+    needed = [(input_name, spec.input_dtype, *spec.input_shape)]
+    given: list[tuple[Any, ...]] = [(OUTPUT_NAME, "float32", spec.embed_dim)]
+    if spec.patches:
+        given.append((PATCHES_NAME, "float32", spec.patches, spec.embed_dim))
+    if inputs != needed or not set(given) <= set(outputs):
         raise EngineError(
             f"{path} has other inputs or outputs than its manifest says",
             found=f"{inputs} -> {outputs}",
-            expected=f"{[expected[0]]} -> {[expected[1]]}",
+            expected=f"{needed} -> {given}",
             fix="Export this engine again.",
         )
 

@@ -13,12 +13,13 @@ from typing import Any
 from clipq.engines.tensorrt.adapter import Api, check_sm, load_api
 from clipq.engines.tensorrt.device import DeviceFacts, require_device
 from clipq.engines.tensorrt.log import Line, as_text, last_failure
-from clipq.engines.tensorrt.parse import check_types, layers, parse
+from clipq.engines.tensorrt.parse import check_types, drop_other_outputs, layers, parse
 from clipq.engines.tensorrt.progress import Percent, interrupts, make_monitor
 from clipq.engines.tensorrt.timing_cache import TimingCache, user_folder
+from clipq.engines.towers import OUTPUT_NAME
 from clipq.errors import EngineError, ExportError, MissingRuntimeError
 from clipq.files import atomic_path, sha256_file, write_text
-from clipq.progress import bar
+from clipq.progress import bar, note
 
 Profile = dict[str, list[list[int]]]
 _MEMORY = re.compile(r"out of memory|OutOfMemory|OUT_OF_MEMORY", re.IGNORECASE)
@@ -123,6 +124,8 @@ class _Build:
         network = parse(self.api, builder, self.graph, self.lines)
         parse_seconds = time.perf_counter() - start
         check_types(self.api, network, self.graph, self.precision)
+        if left := drop_other_outputs(network, OUTPUT_NAME):
+            note(f"{self.plan.name}: a plan gives embeddings only, so {', '.join(left)} of {self.graph.name} are left out")
         config, profile = self._configure(builder, network)
         facts = {**self._asked(config, profile), **_contents(network), "parse_seconds": parse_seconds}
         blob, made = self._compile(builder, network, config)

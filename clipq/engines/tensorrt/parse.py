@@ -74,6 +74,16 @@ def parse(api: Api, builder: Any, graph: Path, lines: Sequence[Line]) -> Any:
     return network
 
 
+def drop_other_outputs(network: Any, name: str) -> list[str]:
+    """Leave a network of several outputs the one of this name, and return the names of the others: what makes only them is not built."""
+    if network.num_outputs == 1:
+        return []
+    others = [tensor for tensor in (network.get_output(index) for index in range(network.num_outputs)) if tensor.name != name]
+    for tensor in others:
+        network.unmark_output(tensor)
+    return [str(tensor.name) for tensor in others]
+
+
 def check_types(api: Api, network: Any, graph: Path, precision: str) -> None:
     """Check that a graph is typed as its precision says, so that no plan is silently something else.
 

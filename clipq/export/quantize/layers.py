@@ -64,7 +64,7 @@ def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | Non
     """Return the layers to quantize, in graph order, and why each other MatMul, Gemm and Conv stays FP32.
 
     Linear layers and convolutions with constant weights are quantized. The first convolution (it reads the pixels), the final
-    projection (it makes the embedding) and products of two activations (attention) stay FP32.
+    projection (it makes the embedding), of patch tokens too, and products of two activations (attention) stay FP32.
 
     Args:
         model: The graph, its Gemms already split.
@@ -75,7 +75,7 @@ def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | Non
         ExportError: Nothing is left to quantize, or a weight holds NaN or infinity.
     """
     weights = constants(model)
-    last = _final_projection(model)
+    last = {_final_projection(model, output.name) for output in model.graph.output}
     inputs = {value.name for value in model.graph.input}
     layers, kept = [], {}
     for node in model.graph.node:
@@ -91,13 +91,13 @@ def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | Non
     return layers, kept
 
 
-def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: str, inputs: set[str]) -> str:
+def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: set[str], inputs: set[str]) -> str:
     weight = weights.get(node.input[1])
     if weight is None or node.input[0] in weights:
         return "product of two activations"
     if node.op_type == "Conv" and node.input[0] in inputs:
         return "first convolution: reads the pixels"
-    if node.name == last:
+    if node.name in last:
         return "final projection: makes the embedding"
     if node.op_type == "Gemm":
         return "Gemm with a factor, a transposed input or a computed bias"
@@ -106,11 +106,11 @@ def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: str,
     return ""
 
 
-def _final_projection(model: ModelProto) -> str:
-    """Return the name of the weighted node whose result is the output but for a bias and its shape, or nothing."""
+def _final_projection(model: ModelProto, output: str) -> str:
+    """Return the name of the weighted node whose result is an output but for a bias and its shape, or nothing."""
     producers = {name: node for node in model.graph.node for name in node.output}
     fixed = constants(model)
-    node = producers.get(model.graph.output[0].name)
+    node = producers.get(output)
     while node is not None and node.op_type in _BETWEEN_PROJECTION_AND_OUTPUT:
         data = [name for name in node.input if name not in fixed] if node.op_type in {"Add", "Sub"} else node.input[:1]
         node = producers.get(data[0]) if len(data) == 1 else None

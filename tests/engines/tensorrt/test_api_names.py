@@ -44,7 +44,7 @@ USED: dict[str, dict[tuple[str, ...], str]] = {
         NEW: "progress_monitor",
         RTX: "num_compute_capabilities set_compute_capability",
     },
-    "INetworkDefinition": {ALL: "get_input get_layer num_inputs num_layers num_outputs"},
+    "INetworkDefinition": {ALL: "get_input get_layer get_output num_inputs num_layers num_outputs unmark_output"},
     "ILayer": {ALL: "get_output num_outputs type", OLD: "get_input precision set_output_type"},
     "ITensor": {ALL: "dtype name shape"},
     "IHostMemory": {ALL: "nbytes"},
