@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from clipq.engines.base import Float32
 from clipq.evaluate.answers import Answers
-from clipq.evaluate.metrics.arrays import Int64, blocks
-from clipq.evaluate.metrics.paired import cosine_drift, disagreement, flips, js_divergence
-from clipq.evaluate.metrics.probabilities import softmax
+from clipq.evaluate.metrics.arrays import Int64, Matrix
+from clipq.evaluate.metrics.paired import cosine_drift, disagreement, flips, js_divergence_of_logits
 
 
-def compare(labels: Int64, baseline: Answers, engine: Answers, baseline_embeddings: Float32, embeddings: Float32) -> dict[str, float]:
+def compare(labels: Int64, baseline: Answers, engine: Answers, baseline_embeddings: Matrix, embeddings: Matrix) -> dict[str, float]:
     """Return the entry of ``report["paired"]`` for one engine and one ID data set.
 
     Args:
@@ -30,19 +28,9 @@ def compare(labels: Int64, baseline: Answers, engine: Answers, baseline_embeddin
         "flips_pos_to_neg": changed.correct_to_wrong,
         "flips_neg_to_pos": changed.wrong_to_correct,
         "flips_neg_to_other_neg": changed.wrong_to_other_wrong,
-        "js_divergence": _mean_js_divergence(baseline, engine),
+        "js_divergence": js_divergence_of_logits(baseline.class_scores, engine.class_scores),
         "cosine_mean": drift.mean,
         "cosine_p1": drift.p1,
         "cosine_min": drift.min,
         "cosine_centred_mean": drift.centred_mean,
     }
-
-
-def _mean_js_divergence(baseline: Answers, engine: Answers) -> float:
-    """Return the mean over images, block by block: the probabilities of all images and classes never stand in memory at once."""
-    total = 0.0
-    n, classes = engine.class_scores.shape
-    for rows in blocks(n, classes):
-        pair = softmax(baseline.class_scores[rows]), softmax(engine.class_scores[rows])
-        total += js_divergence(*pair) * len(pair[0])
-    return float(total / n)

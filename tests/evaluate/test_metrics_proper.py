@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,13 +10,15 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import brier_score_loss, log_loss
 
 from clipq.errors import DataError
+from clipq.evaluate.metrics import ood, paired
 from clipq.evaluate.metrics import outcomes as built
 from clipq.evaluate.metrics.accuracy import acc1, acc5
+from clipq.evaluate.metrics.arrays import Lazy
 from clipq.evaluate.metrics.classwise import ece_classwise
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits, outcomes_from_predictions, outcomes_from_probabilities
 from clipq.evaluate.metrics.probabilities import log_sigmoid, log_softmax, normalised_sigmoid, softmax
 from clipq.evaluate.metrics.proper import brier, nll_from_logits, nll_from_probabilities
-from clipq.evaluate.metrics.temperature import cross_fitted_confidence, fit_temperature
+from clipq.evaluate.metrics.temperature import cross_fitted_confidence, fit_temperature, halves
 
 LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(2, 12), st.integers(2, 7)), elements=st.floats(-1000, 1000))
 
@@ -139,3 +142,78 @@ def test_temperature_minimises_the_nll():
 def test_temperature_without_errors_is_tiny():
     """With no errors sharper is always better, until the NLL is 0 in floating point."""
     assert fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200))
+def test_temperature_equals_that_of_a_scalar_search(seed):
+    """Against scipy's bounded search over log T on the plain NLL, for logits of every scale and share of errors."""
+    _check_temperature(seed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_temperature_equals_that_of_another_search(seed):
+    """The same for a few seeds."""
+    _check_temperature(seed)
+
+
+def _check_temperature(seed):
+    rng = np.random.default_rng(seed)
+    classes, lead = int(rng.integers(2, 8)), rng.uniform(0, 4)
+    logits = rng.standard_normal((int(rng.integers(3, 300)), classes))
+    labels = rng.integers(0, classes, len(logits))
+    logits[np.arange(len(logits)), labels] += lead
+    logits *= 10 ** rng.uniform(-1.8, 1.8)
+    limits = {"bounds": (np.log(0.01), np.log(100)), "method": "bounded", "options": {"xatol": 1e-9}}
+    other = scipy.optimize.minimize_scalar(lambda t: nll_from_logits(logits / np.exp(t), labels), **limits)
+    found = fit_temperature(logits, labels)
+    assert nll_from_logits(logits / found, labels) <= other.fun + 1e-6
+    if 0.05 < np.exp(other.x) < 90 and lead < 3:
+        assert found == pytest.approx(np.exp(other.x), rel=2e-3)
+
+
+def test_a_lead_beyond_floating_point_is_no_minimum():
+    """All right with leads of 1,000 logits: slope and curvature are exactly 0, and sharper never hurts; all wrong: only flat helps."""
+    logits = np.array([[1000.0, 0.0], [0.0, 1000.0]])
+    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.01)
+    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(100.0)
+
+
+def test_each_half_is_scaled_by_the_other():
+    """The cross-fitted confidences are those of two fits of one half each."""
+    logits, labels = _made(n=400)
+    first, second = halves(400)
+    confidence, _ = cross_fitted_confidence(logits, labels)
+    for fitted, held_out in ((first, second), (second, first)):
+        expected = softmax(logits[held_out] / fit_temperature(logits[fitted], labels[fitted])).max(axis=1)
+        np.testing.assert_allclose(confidence[held_out], expected, rtol=1e-4)
+
+
+def lazy(matrix):
+    """The matrix, read again each time from rows of its own."""
+    return Lazy(matrix.shape, lambda rows: matrix[rows].copy(), "logits")
+
+
+def test_lazy_matrices_give_the_same():
+    """Whatever walks in blocks takes rows that are made when asked for, and finds in them what is wrong."""
+    logits, labels = _made(n=700, classes=300)
+    whole, part = outcomes_from_logits(logits, labels), outcomes_from_logits(lazy(logits), labels)
+    probabilities = softmax(logits)
+    stored, read = outcomes_from_probabilities(probabilities, labels), outcomes_from_probabilities(lazy(probabilities), labels)
+    for first, second in ((whole, part), (stored, read)):
+        for name in ("predictions", "confidence", "in_top5", "nll", "brier", "tempered_confidence", "isotonic_confidence"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+        assert (first.temperature, first.ece_classwise, first.brier_parts) == (second.temperature, second.ece_classwise, second.brier_parts)
+    for score in (ood.mcm, ood.msp, ood.maxlogit, ood.energy, ood.entropy):
+        np.testing.assert_array_equal(score(lazy(logits)), score(logits))
+    assert paired.js_divergence_of_logits(lazy(logits), lazy(2 * logits)) == paired.js_divergence(softmax(logits), softmax(2 * logits))
+    assert paired.cosine_drift(lazy(logits), lazy(logits + 1)) == paired.cosine_drift(logits, logits + 1)
+    logits[650, 3] = np.nan
+    with pytest.raises(DataError, match="logits hold NaN or infinity; found the first at row 650"):
+        outcomes_from_logits(lazy(logits), labels)
+    with pytest.raises(DataError, match="wrong shape"):
+        outcomes_from_logits(lazy(np.zeros((0, 5))), labels)
+    bad = probabilities.copy()
+    bad[600] *= 2
+    with pytest.raises(DataError, match=r"do not sum to 1.*row 600"):
+        outcomes_from_probabilities(lazy(bad), labels)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,37 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lazy:
+    """A matrix of which only the rows that are asked for stand in memory: read from a file, or computed, each time.
+
+    Attributes:
+        shape: ``(n, columns)``.
+        make: Slice over the rows to their float32 or float64 values; equal slices give equal values.
+        name: What it holds, for errors.
+    """
+
+    shape: tuple[int, int]
+    make: Callable[[slice], Array]
+    name: str
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Array:
+        """Return some rows.
+
+        Raises:
+            DataError: One of them holds NaN or infinity.
+        """
+        block = self.make(rows)
+        _require_finite(block, self.name, rows.start or 0)
+        return block
+
+
+Matrix = Array | Lazy
 
 BLOCK_VALUES = 1 << 17  # 1 MiB of float64: a block and its temporaries stay in the processor's cache
 
@@ -43,10 +75,27 @@ def as_matrix(values: Array, name: str) -> Array:
     if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float64)
     for rows in blocks(*matrix.shape):
-        if not np.isfinite(matrix[rows]).all():
-            row = rows.start + int(np.flatnonzero(~np.isfinite(matrix[rows]).all(axis=1))[0])
-            raise DataError(f"{name} hold NaN or infinity", found=f"the first at row {row}", expected="finite numbers")
+        _require_finite(matrix[rows], name, rows.start)
     return matrix
+
+
+def as_rows(values: Matrix, name: str) -> Matrix:
+    """Return what ``as_matrix`` does, and a lazy matrix as it is: its rows are checked whenever they are asked for.
+
+    Raises:
+        DataError: As in ``as_matrix``.
+    """
+    if not isinstance(values, Lazy):
+        return as_matrix(values, name)
+    if 0 in values.shape:
+        raise DataError(f"{name} have the wrong shape", found=values.shape, expected="(n, classes), neither of them 0")
+    return values
+
+
+def _require_finite(block: Array, name: str, start: int) -> None:
+    if not np.isfinite(block).all():
+        row = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+        raise DataError(f"{name} hold NaN or infinity", found=f"the first at row {row}", expected="finite numbers")
 
 
 def as_vector(values: Array, name: str) -> Float64:
@@ -85,13 +134,21 @@ def as_labels(values: Array, name: str, n: int | None = None, classes: int | Non
     return labels
 
 
-def as_probabilities(values: Array, name: str = "probabilities") -> Array:
+@overload
+def as_probabilities(values: Array, name: str = "probabilities") -> Array: ...
+
+
+@overload
+def as_probabilities(values: Matrix, name: str = "probabilities") -> Matrix: ...
+
+
+def as_probabilities(values: Matrix, name: str = "probabilities") -> Matrix:
     """Return a matrix of probabilities ``(n, classes)``; nothing is rescaled or clipped.
 
     Raises:
         DataError: A value leaves [0, 1], or a row does not sum to 1 within 1e-3 (float16 softmax outputs pass).
     """
-    matrix = as_matrix(values, name)
+    matrix = as_rows(values, name)
     for rows in blocks(*matrix.shape):
         block = matrix[rows]
         if block.min() < 0 or block.max() > 1:

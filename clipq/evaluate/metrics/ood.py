@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import entr
 
-from clipq.evaluate.metrics.arrays import Array, Float64, as_matrix, as_probabilities, blocks
+from clipq.evaluate.metrics.arrays import Float64, Matrix, as_probabilities, as_rows, blocks
 from clipq.evaluate.metrics.probabilities import log_sigmoid
 
 
-def mcm(cosines: Array, temperature: float = 1.0) -> Float64:
+def mcm(cosines: Matrix, temperature: float = 1.0) -> Float64:
     """Return minus the maximum softmax of the cosines themselves (Ming et al. 2022, arXiv 2211.13445), in [-1, -1/classes].
 
     No ``logit_scale``: at temperature 1 the softmax is nearly flat, so the scores differ in late digits only and are kept in float64.
@@ -32,7 +32,7 @@ def mcm(cosines: Array, temperature: float = 1.0) -> Float64:
     return _blockwise(cosines, "cosines", lambda block: -_max_softmax(block / temperature))
 
 
-def msp(logits: Array) -> Float64:
+def msp(logits: Matrix) -> Float64:
     """Return minus the maximum softmax probability (Hendrycks & Gimpel 2017, arXiv 1610.02136), in [-1, -1/classes].
 
     >>> msp(np.array([[0.0, np.log(3.0)]])).round(6).tolist()
@@ -41,7 +41,7 @@ def msp(logits: Array) -> Float64:
     return _blockwise(logits, "logits", lambda block: -_max_softmax(block))
 
 
-def max_sigmoid(logits: Array) -> Float64:
+def max_sigmoid(logits: Matrix) -> Float64:
     """Return minus the logarithm of the highest sigmoid: SigLIP's counterpart of ``msp``, in [0, infinity).
 
     The logarithm keeps apart what a sigmoid near 0 or 1 would round together.
@@ -52,7 +52,7 @@ def max_sigmoid(logits: Array) -> Float64:
     return _blockwise(logits, "logits", lambda block: -log_sigmoid(block.max(axis=1, keepdims=True))[:, 0])
 
 
-def maxlogit(logits: Array) -> Float64:
+def maxlogit(logits: Matrix) -> Float64:
     """Return minus the highest logit (Hendrycks et al. 2022, arXiv 1911.11132).
 
     >>> maxlogit(np.array([[1.0, 4.0]])).tolist()
@@ -61,7 +61,7 @@ def maxlogit(logits: Array) -> Float64:
     return _blockwise(logits, "logits", lambda block: -block.max(axis=1))
 
 
-def energy(logits: Array, temperature: float = 1.0) -> Float64:
+def energy(logits: Matrix, temperature: float = 1.0) -> Float64:
     """Return the free energy ``-T log sum exp(logit / T)`` (Liu et al. 2020, arXiv 2010.03759), here of logits, not of cosines.
 
     MCM's repository applies it to cosines: that is ``energy(cosines)``, another score with another AUROC.
@@ -72,7 +72,7 @@ def energy(logits: Array, temperature: float = 1.0) -> Float64:
     return _blockwise(logits, "logits", lambda block: -temperature * _logsumexp(block / temperature))
 
 
-def entropy(logits: Array) -> Float64:
+def entropy(logits: Matrix) -> Float64:
     """Return the entropy of the softmax in nats, in [0, log classes].
 
     >>> entropy(np.array([[0.0, 0.0], [0.0, 900.0]])).round(4).tolist()
@@ -81,16 +81,16 @@ def entropy(logits: Array) -> Float64:
     return _blockwise(logits, "logits", _entropy)
 
 
-def msp_from_probabilities(probabilities: Array) -> Float64:
+def msp_from_probabilities(probabilities: Matrix) -> Float64:
     """Return minus the highest probability: ``msp`` of stored probabilities.
 
     >>> msp_from_probabilities(np.array([[0.25, 0.75]])).tolist()
     [-0.75]
     """
-    return np.asarray(-as_probabilities(probabilities).max(axis=1), dtype=np.float64)
+    return _blockwise(as_probabilities(probabilities), "probabilities", lambda block: -block.max(axis=1))
 
 
-def entropy_from_probabilities(probabilities: Array) -> Float64:
+def entropy_from_probabilities(probabilities: Matrix) -> Float64:
     """Return the entropy in nats of stored probabilities; a probability of 0 adds nothing.
 
     >>> entropy_from_probabilities(np.array([[0.0, 1.0], [0.5, 0.5]])).round(4).tolist()
@@ -99,8 +99,8 @@ def entropy_from_probabilities(probabilities: Array) -> Float64:
     return _blockwise(as_probabilities(probabilities), "probabilities", lambda block: entr(block).sum(axis=1))
 
 
-def _blockwise(values: Array, name: str, score: Callable[[Float64], Float64]) -> Float64:
-    matrix = as_matrix(values, name)
+def _blockwise(values: Matrix, name: str, score: Callable[[Float64], Float64]) -> Float64:
+    matrix = as_rows(values, name)
     return np.concatenate([score(matrix[rows].astype(np.float64)) for rows in blocks(*matrix.shape)])
 
 

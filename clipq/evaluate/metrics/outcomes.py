@@ -7,7 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipq.evaluate.metrics.accuracy import block_ranks
-from clipq.evaluate.metrics.arrays import Array, Bool, Float64, Int64, as_confidence, as_labels, as_matrix, as_probabilities, blocks
+from clipq.evaluate.metrics.arrays import (
+    Array,
+    Bool,
+    Float64,
+    Int64,
+    Lazy,
+    Matrix,
+    as_confidence,
+    as_labels,
+    as_probabilities,
+    as_rows,
+    blocks,
+)
 from clipq.evaluate.metrics.classwise import ClassBins
 from clipq.evaluate.metrics.decomposition import BrierParts, brier_parts
 from clipq.evaluate.metrics.isotonic import cross_fitted_isotonic
@@ -53,7 +65,7 @@ class Outcomes:
         return np.asarray(self.predictions == self.labels)
 
 
-def outcomes_from_logits(logits: Array, labels: Array) -> Outcomes:
+def outcomes_from_logits(logits: Matrix, labels: Array) -> Outcomes:
     """Return the outcomes of a model trained with a softmax loss; float64 inside, memory in blocks.
 
     For SigLIP use ``outcomes_from_probabilities(normalised_sigmoid(logits), labels)``.
@@ -68,11 +80,11 @@ def outcomes_from_logits(logits: Array, labels: Array) -> Outcomes:
     >>> outcomes_from_logits(np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([0, 1])).confidence.round(4).tolist()
     [0.8808, 0.5]
     """
-    matrix = as_matrix(logits, "logits")
+    matrix = as_rows(logits, "logits")
     return _outcomes(matrix, as_labels(labels, "labels", *matrix.shape), probabilities=False)
 
 
-def outcomes_from_probabilities(probabilities: Array, labels: Array) -> Outcomes:
+def outcomes_from_probabilities(probabilities: Matrix, labels: Array) -> Outcomes:
     """Return the outcomes of stored probabilities; nothing is rescaled or clipped, so a label's probability of 0 gives an infinite NLL.
 
     Args:
@@ -98,7 +110,7 @@ def outcomes_from_predictions(labels: Array, predictions: Array, confidence: Arr
     return Outcomes(targets, guesses, values, isotonic_confidence=_isotonic(values, guesses == targets))
 
 
-def _outcomes(matrix: Array, labels: Int64, *, probabilities: bool) -> Outcomes:
+def _outcomes(matrix: Matrix, labels: Int64, *, probabilities: bool) -> Outcomes:
     n, classes = matrix.shape
     columns = np.empty((3, n))
     predictions, ranks = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
@@ -110,7 +122,8 @@ def _outcomes(matrix: Array, labels: Int64, *, probabilities: bool) -> Outcomes:
         squares = np.einsum("ij,ij->i", p, p)
         columns[:, rows] = p.max(axis=1), -own, squares - 2.0 * np.exp(own) + 1.0
         table.add(p, labels[rows])
-    tempered, temperature = _tempered(matrix, labels, probabilities=probabilities)
+    zeros = probabilities and not all((matrix[rows] > 0).all() for rows in blocks(n, classes))
+    tempered, temperature = (None, None) if zeros or n < 2 else _tempered(matrix, labels, probabilities=probabilities)
     confidence, nll, brier = columns
     parts = brier_parts(table, float(brier.mean()))
     isotonic = _isotonic(confidence, predictions == labels)
@@ -135,8 +148,6 @@ def _isotonic(confidence: Float64, correct: Bool) -> Float64 | None:
     return cross_fitted_isotonic(confidence, correct) if len(confidence) > 1 else None
 
 
-def _tempered(matrix: Array, labels: Int64, *, probabilities: bool) -> tuple[Float64 | None, float | None]:
-    """Return the tempered confidences; none with fewer than two samples, or where a probability of 0 leaves no logit to scale."""
-    if len(matrix) < 2 or (probabilities and matrix.min() == 0):
-        return None, None
-    return cross_fitted_confidence(np.log(matrix) if probabilities else matrix, labels)
+def _tempered(matrix: Matrix, labels: Int64, *, probabilities: bool) -> tuple[Float64, float]:
+    logits = Lazy(matrix.shape, lambda rows: np.asarray(np.log(matrix[rows])), "logarithms of probabilities") if probabilities else matrix
+    return cross_fitted_confidence(logits, labels)

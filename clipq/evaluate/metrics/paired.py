@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipq.errors import DataError
-from clipq.evaluate.metrics.arrays import Array, Float64, as_labels, as_matrix, as_probabilities, blocks
+from clipq.evaluate.metrics.arrays import Array, Float64, Matrix, as_labels, as_probabilities, as_rows, blocks
+from clipq.evaluate.metrics.probabilities import softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,10 @@ def flips(labels: Array, baseline: Array, engine: Array) -> Flips:
     )
 
 
-def js_divergence(baseline: Array, engine: Array) -> float:
+def js_divergence(baseline: Matrix, engine: Matrix) -> float:
     """Return the mean Jensen-Shannon divergence of two sets of distributions in nats, in [0, log 2]; a probability of 0 adds nothing.
 
-    For logits: ``js_divergence(softmax(baseline), softmax(engine))``, at temperature 1.
+    Of logits: ``js_divergence_of_logits``.
 
     Args:
         baseline: Probabilities ``(n, classes)``.
@@ -93,15 +94,23 @@ def js_divergence(baseline: Array, engine: Array) -> float:
     """
     first, second = as_probabilities(baseline, "baseline probabilities"), as_probabilities(engine, "engine probabilities")
     _same_shape(first, second)
-    total = 0.0
-    for rows in blocks(*first.shape):
-        p, q = first[rows].astype(np.float64), second[rows].astype(np.float64)
-        middle = (p + q) / 2
-        total += float((_p_log_ratio(p, middle) + _p_log_ratio(q, middle)).sum()) / 2
+    total = sum(_js_sum(first[rows].astype(np.float64), second[rows].astype(np.float64)) for rows in blocks(*first.shape))
     return max(0.0, total / len(first))
 
 
-def cosine_drift(baseline: Array, engine: Array) -> CosineDrift:
+def js_divergence_of_logits(baseline: Matrix, engine: Matrix) -> float:
+    """Return the same of the softmax of logits, at temperature 1; the probabilities of all samples never stand in memory at once.
+
+    >>> round(js_divergence_of_logits(np.array([[900.0, 0.0]]), np.array([[0.0, 900.0]])), 6)
+    0.693147
+    """
+    first, second = as_rows(baseline, "baseline logits"), as_rows(engine, "engine logits")
+    _same_shape(first, second)
+    total = sum(_js_sum(softmax(first[rows]), softmax(second[rows])) for rows in blocks(*first.shape))
+    return max(0.0, total / len(first))
+
+
+def cosine_drift(baseline: Matrix, engine: Matrix) -> CosineDrift:
     """Return how far embeddings moved.
 
     Args:
@@ -118,7 +127,7 @@ def cosine_drift(baseline: Array, engine: Array) -> CosineDrift:
     return CosineDrift(float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min()), float(centred.mean()))
 
 
-def sample_cosines(baseline: Array, engine: Array) -> tuple[Float64, Float64]:
+def sample_cosines(baseline: Matrix, engine: Matrix) -> tuple[Float64, Float64]:
     """Return each sample's cosine between its two embeddings, plain and centred (see ``CosineDrift``), both ``(n,)`` in [-1, 1].
 
     Raises:
@@ -127,11 +136,20 @@ def sample_cosines(baseline: Array, engine: Array) -> tuple[Float64, Float64]:
     >>> [values.round(6).tolist() for values in sample_cosines(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 1.0]]))]
     [[0.707107, 1.0], [0.0, 1.0]]
     """
-    first, second = as_matrix(baseline, "baseline embeddings"), as_matrix(engine, "engine embeddings")
+    first, second = as_rows(baseline, "baseline embeddings"), as_rows(engine, "engine embeddings")
     _same_shape(first, second)
-    unit_first, unit_second = _unit(first), _unit(second)
-    centre = unit_first.mean(axis=0)
-    return np.einsum("ij,ij->i", unit_first, unit_second), _cosines(unit_first - centre, unit_second - centre)
+    centre = sum(_unit(first[rows], rows.start).sum(axis=0) for rows in blocks(*first.shape)) / len(first)
+    plain, centred = np.empty(len(first)), np.empty(len(first))
+    for rows in blocks(*first.shape):
+        units = _unit(first[rows], rows.start), _unit(second[rows], rows.start)
+        plain[rows] = np.einsum("ij,ij->i", *units)
+        centred[rows] = _cosines(units[0] - centre, units[1] - centre)
+    return plain, centred
+
+
+def _js_sum(p: Float64, q: Float64) -> float:
+    middle = (p + q) / 2
+    return float((_p_log_ratio(p, middle) + _p_log_ratio(q, middle)).sum()) / 2
 
 
 def _p_log_ratio(p: Float64, middle: Float64) -> Float64:
@@ -139,11 +157,11 @@ def _p_log_ratio(p: Float64, middle: Float64) -> Float64:
     return np.asarray(p * np.log(ratio), dtype=np.float64)
 
 
-def _unit(embeddings: Array) -> Float64:
+def _unit(embeddings: Array, start: int) -> Float64:
     values = embeddings.astype(np.float64)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     if (lengths == 0).any():
-        raise DataError("an embedding has length 0", found=f"the first at row {int(np.flatnonzero(lengths[:, 0] == 0)[0])}")
+        raise DataError("an embedding has length 0", found=f"the first at row {start + int(np.flatnonzero(lengths[:, 0] == 0)[0])}")
     return np.asarray(values / lengths)
 
 
@@ -154,7 +172,7 @@ def _cosines(first: Float64, second: Float64) -> Float64:
     return np.asarray(np.divide(dots, lengths, out=np.ones_like(dots), where=lengths > 0))
 
 
-def _same_shape(first: Array, second: Array) -> None:
+def _same_shape(first: Matrix, second: Matrix) -> None:
     if first.shape != second.shape:
         raise DataError(
             "baseline and engine differ in shape", found=f"{first.shape} and {second.shape}", expected="the same samples and classes"
