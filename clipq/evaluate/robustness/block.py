@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from clipq.evaluate.correction import add_holm
+from clipq.evaluate.datasets import EvalSet
 from clipq.evaluate.report.samples import select
 from clipq.evaluate.robustness.cells import find_cells
 from clipq.evaluate.robustness.measured import Accuracy, Row, TwoSets
-from clipq.evaluate.robustness.noise import NoiseCells, Reference, noise_parts
+from clipq.evaluate.robustness.noise import NoiseCells, noise_parts
 from clipq.evaluate.robustness.pairs import Pairs
 from clipq.evaluate.robustness.shift import line_for, shift_entry
 from clipq.evaluate.robustness.spurious import MOST_CLASSES, class_rows, spurious_entry, worst_group
@@ -27,32 +28,35 @@ class Evaluated:
 
     Attributes:
         scores: Results, samples and resamples of every engine.
-        classes: Labelled data id -> number of class names.
+        sets: The labelled data sets by data id.
         baseline: The engine every delta is taken against.
-        resamples: How many.
-        seed: Theirs.
+        seed: Of the resamples.
     """
 
     scores: Scores
-    classes: Mapping[str, int]
+    sets: Mapping[str, EvalSet]
     baseline: str
-    resamples: int
     seed: int
 
-    def sets(self, engine: str, pair: tuple[str, str]) -> TwoSets:
+    def classes(self, data: str) -> int:
+        """Return the number of class names of a data set."""
+        return len(self.sets[data].source.classnames)
+
+    def both(self, engine: str, pair: tuple[str, str]) -> TwoSets:
         """Return an engine's accuracies on both data sets."""
         first, second = (self._accuracy(engine, data) for data in pair)
         return TwoSets.of(first, second)
 
     def worst(self, engine: str, pair: tuple[str, str]) -> Row | None:
         """Return an engine's accuracy in its worst group, or None where there are so many that the worst is chance."""
-        if any(self.classes[data] > MOST_CLASSES for data in pair):
+        if any(self.classes(data) > MOST_CLASSES for data in pair):
             return None
         groups = []
         for data in pair:
             rows = select(self.scores.samples, engine=engine, data=data, classifier=data)
             correct = np.asarray(rows["prediction"] == rows["label"], np.bool_)
-            groups.append(class_rows(rows["label"].astype(np.int64), correct, resamples=self.resamples, seed=self.seed))
+            resamples = len(self.scores.resampled[engine][data].draws["acc1"])
+            groups.append(class_rows(rows["label"].astype(np.int64), correct, resamples=resamples, seed=self.seed))
         return worst_group(groups)
 
     def _accuracy(self, engine: str, data: str) -> Accuracy:
@@ -60,7 +64,7 @@ class Evaluated:
         return Accuracy(np.concatenate(([resampled.values["acc1"]], resampled.draws["acc1"])), resampled.n)
 
 
-def robustness_parts(evaluated: Evaluated, pairs: Pairs, reference: Reference = "baseline") -> dict[str, dict[str, Part]]:
+def robustness_parts(evaluated: Evaluated, pairs: Pairs, noise: Mapping[str, Part] | None = None) -> dict[str, dict[str, Part]]:
     """Return ENGINE -> axis -> pair (``ID|SHIFTED``) or clean data set -> METRIC -> measurement; empty where nothing belongs together.
 
     p-values are corrected over the engines, as everywhere.
@@ -68,15 +72,14 @@ def robustness_parts(evaluated: Evaluated, pairs: Pairs, reference: Reference = 
     Args:
         evaluated: What was measured.
         pairs: Which data sets belong together.
-        reference: What the errors of mCE are divided by.
+        noise: ENGINE -> what was measured on corrupted copies that are no data sets of their own.
     """
     engines = list(evaluated.scores.results)
-    noise = _noise(evaluated, reference)
     parts = {engine: _engine(evaluated, pairs, engine) for engine in engines}
     add_holm(parts)
-    for engine in engines:
-        if engine in noise:
-            parts[engine]["noise"] = {**noise[engine], **parts[engine].get("noise", {})}
+    for found in (noise or {}, _noise(evaluated)):
+        for engine, part in found.items():
+            parts[engine]["noise"] = {**part, **parts[engine].get("noise", {})}
     return parts if any(parts.values()) else {}
 
 
@@ -85,7 +88,7 @@ def _engine(evaluated: Evaluated, pairs: Pairs, engine: str) -> dict[str, Part]:
     found: dict[str, Part] = {"noise": {}, "shift": {}, "spurious": {}}
     for axis, members in (("noise", pairs.noise), ("shift", pairs.shift)):
         for pair in members:
-            line = line_for(*pair, evaluated.classes[pair[0]]) if axis == "shift" else ""
+            line = line_for(*pair, evaluated.classes(pair[0])) if axis == "shift" else ""
             found[axis]["|".join(pair)] = shift_entry(*_both(evaluated, engine, pair), line)
     for pair in pairs.spurious:
         own, base = _both(evaluated, engine, pair)
@@ -95,13 +98,13 @@ def _engine(evaluated: Evaluated, pairs: Pairs, engine: str) -> dict[str, Part]:
 
 
 def _both(evaluated: Evaluated, engine: str, pair: tuple[str, str]) -> tuple[TwoSets, TwoSets | None]:
-    baseline = None if engine == evaluated.baseline else evaluated.sets(evaluated.baseline, pair)
-    return evaluated.sets(engine, pair), baseline
+    baseline = None if engine == evaluated.baseline else evaluated.both(evaluated.baseline, pair)
+    return evaluated.both(engine, pair), baseline
 
 
-def _noise(evaluated: Evaluated, reference: Reference) -> dict[str, Part]:
+def _noise(evaluated: Evaluated) -> dict[str, Part]:
     """Return ENGINE -> clean data set -> its corrupted copies together; empty without copies."""
-    grids = find_cells(evaluated.classes)
+    grids = find_cells(evaluated.sets)
     if not grids:
         return {}
     resampled = evaluated.scores.resampled
@@ -112,4 +115,4 @@ def _noise(evaluated: Evaluated, reference: Reference) -> dict[str, Part]:
         }
         for engine in resampled
     }
-    return noise_parts(measured, evaluated.baseline, reference)
+    return noise_parts(measured, evaluated.baseline, "baseline")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clipq.calib_data.groups import COMMON, COUNTER
+from clipq.calib_data.table import open_source
+from clipq.errors import UsageError
 
 Axis = Literal["noise", "shift", "spurious"]
 AXES: Mapping[Axis, str] = {"noise": "Noise corruption", "shift": "Covariate shift", "spurious": "Spurious correlation"}
@@ -42,6 +44,35 @@ def find_pairs(data_ids: Collection[str], shift: Iterable[tuple[str, str]] = (),
         shift=tuple(dict.fromkeys([*shift, *_natural(data_ids), *_drawn(data_ids, "shift")])),
         spurious=tuple(dict.fromkeys([*spurious, *_grouped(data_ids), *_drawn(data_ids, "spurious")])),
     )
+
+
+def canonical(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return pairs of data ids as their sources call themselves.
+
+    Raises:
+        UsageError: A kind, folder or split is unknown, or both are the same data set.
+        DataError: A data set is broken.
+    """
+    found = tuple((open_source(first).id, open_source(second).id) for first, second in pairs)
+    for first, second in found:
+        if first == second:
+            raise UsageError(f"{first} is compared with itself", expected="two data sets")
+    return found
+
+
+def check_groups(classnames: Mapping[str, tuple[str, ...]], pairs: Iterable[tuple[str, str]]) -> None:
+    """Check that both groups of a spurious correlation are told apart by the same names.
+
+    Raises:
+        UsageError: They are not.
+    """
+    for common, counter in pairs:
+        if classnames[common] != classnames[counter]:
+            raise UsageError(
+                f"{common} and {counter} are no two groups of one data set",
+                found=f"{len(classnames[common])} and {len(classnames[counter])} class names that differ",
+                expected="the same names in the same order",
+            )
 
 
 def scheme_of(data_id: str) -> str:
