@@ -117,9 +117,8 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
     foreign = neglabel.texts({data: images.source.classnames for data, images in inside.items()}) if neglabel else {}
     tokens = tokenise(bundle, texts | foreign)
     stores = Stores(root, resume=resume)
-    conditions = {"preprocess": preprocess.sha256(), "batch_size": work.batch_size}
     image_stores: EngineStores = {
-        data: {name: stores.of({**tower_facts(bundle, name, "image"), "data": images.index.digest, **conditions}) for name in engine_ids}
+        data: {name: stores.of(image_facts(bundle, name, images.index.digest, preprocess, work)) for name in engine_ids}
         for data, images in everything.items()
     }
     text_stores: EngineStores = {
@@ -145,6 +144,12 @@ def tokenise(bundle: Bundle, texts: Mapping[str, Sequence[str]]) -> dict[str, To
             bundle.file(name)
     tokenizer = Tokenizer.from_files(folder)
     return {name: tokenizer.tokens(listed) for name, listed in texts.items()}
+
+
+def image_facts(bundle: Bundle, engine_id: str, digest: str, preprocess: Preprocess, work: Work) -> dict[str, Any]:
+    """Return everything that decides the image embeddings of one engine on the data with this digest."""
+    conditions = {"data": digest, "preprocess": preprocess.sha256(), "batch_size": work.batch_size}
+    return {**tower_facts(bundle, engine_id, "image"), **conditions}
 
 
 def text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:

@@ -12,14 +12,15 @@ The copies are made here (``-synth``); the published files of ImageNet-C are JPE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from clipq.evaluate.correction import add_holm
+from clipq.evaluate.entries import measurements
 from clipq.evaluate.metrics.arrays import Float64
-from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
+from clipq.evaluate.statistics.bootstrap import Resampled, compare
 
 Reference = Literal["baseline", "alexnet"]
 REFERENCES: Sequence[Reference] = ("baseline", "alexnet")
@@ -83,27 +84,37 @@ def noise_parts(measured: Mapping[str, Mapping[str, NoiseCells]], baseline: str,
         baseline: The engine every delta is taken against.
         reference: What the errors of mCE are divided by.
     """
+    first = measured[baseline]
     parts = {
-        engine: {data: _estimates(cells, measured[baseline][data], reference, engine == baseline) for data, cells in by_data.items()}
+        engine: {data: noise_estimates(cells, first[data], reference, is_baseline=engine == baseline) for data, cells in by_data.items()}
         for engine, by_data in measured.items()
     }
+    return finished(parts, {data: facts(cells, reference) for data, cells in first.items()})
+
+
+def finished(parts: Mapping[str, Mapping[str, Any]], facts_by_data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return ENGINE -> DATA -> estimates, with p-values corrected over the engines, and facts."""
     add_holm(parts)
-    facts = {data: _facts(cells, reference) for data, cells in measured[baseline].items()}
-    return {engine: {data: {**part, **facts[data]} for data, part in by_data.items()} for engine, by_data in parts.items()}
+    return {engine: {data: {**part, **facts_by_data[data]} for data, part in by_data.items()} for engine, by_data in parts.items()}
 
 
-def _facts(cells: NoiseCells, reference: Reference) -> dict[str, Any]:
+def facts(cells: NoiseCells, reference: Reference) -> dict[str, Any]:
+    """Return what was altered how, and what mCE is divided by."""
     return {"corruptions": cells.names, "severities": cells.severities, "reference": reference, "note": _NOTES[reference]}
 
 
-def _estimates(engine: NoiseCells, baseline: NoiseCells, reference: Reference, is_baseline: bool) -> dict[str, Any]:
+def noise_estimates(engine: NoiseCells, baseline: NoiseCells, reference: Reference, *, is_baseline: bool) -> dict[str, Any]:
+    """Return the measurements of one engine on one data set: ``mean_error``, ``mce``, ``relative_mce``, ``errors`` and ``cells``.
+
+    Errors divided by AlexNet's are there only where all fifteen corruptions and five severities are, as in the published mean.
+    """
     before = None if is_baseline else _summary(baseline, baseline, reference)
-    found = _measurements(compare(before, _summary(engine, baseline, reference)))
+    found = measurements(compare(before, _summary(engine, baseline, reference)))
     errors = {name: found.pop(name) for name in engine.names}
     cells: dict[str, dict[str, Any]] = {name: {} for name in engine.names}
     for (name, severity), own in engine.cells.items():
         other = None if is_baseline else baseline.cells[name, severity]
-        cells[name][str(severity)] = _measurements(compare(other, own))
+        cells[name][str(severity)] = measurements(compare(other, own))
     return {**found, "errors": errors, "cells": cells}
 
 
@@ -111,7 +122,8 @@ def _summary(engine: NoiseCells, baseline: NoiseCells, reference: Reference) -> 
     """Return ``mean_error``, ``mce``, ``relative_mce`` and the error of each corruption, over severities, with their resamples."""
     own, other = _errors(engine), _errors(baseline)
     if reference == "alexnet":
-        known = {name: np.full_like(own[name], ALEXNET[name]) for name in own if name in ALEXNET}
+        whole = engine.severities == [1, 2, 3, 4, 5] and own.keys() >= ALEXNET.keys()
+        known = {name: np.full_like(own[name], error) for name, error in ALEXNET.items()} if whole else {}
         other = {**known, "clean": np.full_like(own["clean"], ALEXNET_CLEAN)}
     rows = {name: column for name, column in own.items() if name != "clean"}
     rows["mean_error"] = np.mean([own[name] for name in engine.names], axis=0)
@@ -148,14 +160,3 @@ def _influence(engine: NoiseCells) -> dict[str, tuple[Float64, ...]]:
     by_name = {name: -np.mean([engine.cells[name, s].influence["acc1"][0] for s in engine.severities], axis=0) for name in engine.names}
     everything = {**by_name, "mean_error": np.mean(list(by_name.values()), axis=0)}
     return {name: (column,) for name, column in everything.items()}
-
-
-def _measurements(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Return METRIC -> measurement as JSON; what is not a finite number becomes None."""
-    return {name: {key: _plain(value) for key, value in asdict(estimate).items()} for name, estimate in estimates.items()}
-
-
-def _plain(value: str | float | tuple[float, float] | None) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(end) for end in value]
-    return value if value is None or isinstance(value, str) or np.isfinite(value) else None

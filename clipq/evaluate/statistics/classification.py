@@ -54,7 +54,7 @@ def classification_estimates(
 
 
 def resample_classification(
-    outcomes: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0, metrics: Collection[str] | None = None
+    outcomes: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0, metrics: Collection[str] | None = None, only: bool = False
 ) -> Resampled:
     """Return one engine's metrics on the full sample and on every resample.
 
@@ -62,9 +62,10 @@ def resample_classification(
         outcomes: The engine's outcomes.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples; the same for all engines that will be compared.
-        metrics: METRIC keys to resample; None for all. The values of the others are there all the same.
+        metrics: METRIC keys to resample; None for all. The values of the others are there all the same, unless ``only``.
+        only: Leave out the values of the others.
     """
-    values = classification_values(outcomes)
+    values = classification_values(outcomes, metrics if only else None)
     wanted = {name for name, value in values.items() if np.isfinite(value)} & set(values if metrics is None else metrics)
     statistics = [statistic for names, statistic in _statistics(outcomes).items() if wanted.intersection(names)]
     counts = resample_counts(len(outcomes), resamples, seed)
@@ -76,15 +77,20 @@ def resample_classification(
     return Resampled(values, draws, len(outcomes), key, flags, influence)
 
 
-def classification_values(outcomes: Outcomes) -> dict[str, float]:
-    """Return METRIC key -> value on the full sample, without those the outcomes do not allow.
+def classification_values(outcomes: Outcomes, metrics: Collection[str] | None = None) -> dict[str, float]:
+    """Return METRIC key -> value on the full sample, of all metrics or of some, without those the outcomes do not allow.
 
     ``ece_debiased`` needs 30 samples, ``ece_kde`` 2; the columns of ``Outcomes`` that are None take their metrics with them.
     """
+    values = _all_values(outcomes, CALIBRATION if metrics is None else {name: CALIBRATION[name] for name in CALIBRATION if name in metrics})
+    return {name: value for name, value in values.items() if metrics is None or name in metrics}
+
+
+def _all_values(outcomes: Outcomes, calibration_metrics: Mapping[str, Callable[[Array, Array], float]]) -> dict[str, float]:
     confidence, correct = outcomes.confidence, outcomes.correct
     values = {name: float(column.mean()) for name, column in _per_sample(outcomes).items()}
     values["mean_per_class_recall"] = mean_per_class_recall(outcomes.predictions, outcomes.labels)
-    for name, metric in CALIBRATION.items():
+    for name, metric in calibration_metrics.items():
         if len(outcomes) >= FEWEST.get(name, 1):
             values[name] = metric(confidence, correct)
     if "ece_kde" in values:
