@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,7 +59,29 @@ def plan_work(cores: int, batch_size: int) -> Work:
     return Work(batch_size=batch_size, streams=streams, threads=cores // streams, workers=cores)
 
 
-def embed_images(engines: Mapping[str, Engine], stores: Mapping[str, Store], images: EvalSet, preprocess: Preprocess, work: Work) -> None:
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What is kept of an engine's patch tokens.
+
+    Attributes:
+        store: Where.
+        columns: How many numbers are kept of an image.
+        reduce: Patch tokens float32 ``(n, patches, dim)`` to rows ``(n, columns)``; images are independent of each other.
+    """
+
+    store: Store
+    columns: int
+    reduce: Callable[[Float32], Float32]
+
+
+def embed_images(  # noqa: PLR0913, PLR0917 - what is embedded, by what, how, and what is kept beside
+    engines: Mapping[str, Engine],
+    stores: Mapping[str, Store],
+    images: EvalSet,
+    preprocess: Preprocess,
+    work: Work,
+    reductions: Mapping[str, Sequence[Reduction]] = MappingProxyType({}),
+) -> None:
     """Fill every store with the image embeddings of its engine; finished stores are left as they are.
 
     Images are decoded once for all engines, and memory does not grow with their number. What was embedded before an error or an
@@ -70,21 +93,28 @@ def embed_images(engines: Mapping[str, Engine], stores: Mapping[str, Store], ima
         images: The images, in order: row i of a store is image i of the index.
         preprocess: Encoded image to pixels.
         work: How the cores are shared.
+        reductions: Engine id -> what is kept of its patch tokens; they themselves are not.
 
     Raises:
         DataError: More than 1 % of the images are unreadable.
         EngineError: An engine failed or gave NaN.
     """
-    behind = _behind(engines, stores)
+    embeddings, kept = _behind(engines, stores), _reductions_behind(engines, reductions)
+    behind = [store for _, store in embeddings] + [reduction.store for _, reduction in kept]
     if not behind:
         return
-    first = min(store.rows for _, store in behind)
-    begin = {store.folder: store.rows for _, store in behind}
-    unreadable = int(np.isnan(behind[0][1].partial()[:first]).all(axis=1).sum())
+    first = min(store.rows for store in behind)
+    begin = {store.folder: store.rows for store in behind}
+    unreadable = int(np.isnan(behind[0].partial()[:first]).all(axis=1).sum())
 
     def embed(batch: Batch) -> dict[Path, Float32]:
         size = min(work.batch_size, len(images.index) - batch.start)
-        return {store.folder: _image_rows(engine, batch, size) for engine, store in behind if batch.start >= begin[store.folder]}
+        rows: dict[Path, Float32] = {}
+        for engine in engines.values():
+            own = [store.folder for it, store in embeddings if it is engine and batch.start >= begin[store.folder]]
+            due = [reduction for it, reduction in kept if it is engine and batch.start >= begin[reduction.store.folder]]
+            rows |= _image_rows(engine, batch, size, own, due)
+        return rows
 
     stream = batches(
         images.source,
@@ -96,7 +126,7 @@ def embed_images(engines: Mapping[str, Engine], stores: Mapping[str, Store], ima
         skipped_before=unreadable,
     )
     left = len(images.index) - first
-    _fill([store for _, store in behind], in_order(embed, stream, work.streams), f"Embedding {images.index.data_id}", left)
+    _fill(behind, in_order(embed, stream, work.streams), f"Embedding {images.index.data_id}", left)
 
 
 def embed_texts(engines: Mapping[str, Engine], stores: Mapping[str, Store], tokens: Tokens, work: Work) -> None:
@@ -144,10 +174,37 @@ def _behind(engines: Mapping[str, Engine], stores: Mapping[str, Store]) -> list[
     return list(unfinished.values())
 
 
-def _image_rows(engine: Engine, batch: Batch, size: int) -> Float32:
-    rows = np.full((size, engine.towers["image"].embed_dim), np.nan, np.float32)
-    if len(batch.rows):
-        rows[batch.rows - batch.start] = engine.run("image", batch.pixels)
+def _reductions_behind(engines: Mapping[str, Engine], reductions: Mapping[str, Sequence[Reduction]]) -> list[tuple[Engine, Reduction]]:
+    """Return each unfinished reduction once, with an engine that feeds it."""
+    unfinished: dict[Path, tuple[Engine, Reduction]] = {}
+    for name, listed in reductions.items():
+        for reduction in listed:
+            if not reduction.store.finished:
+                unfinished.setdefault(reduction.store.folder, (engines[name], reduction))
+    return list(unfinished.values())
+
+
+def _image_rows(engine: Engine, batch: Batch, size: int, own: Sequence[Path], due: Sequence[Reduction]) -> dict[Path, Float32]:
+    """Return the rows of one batch for the stores that wait for them: its embeddings, and what is kept of its patch tokens."""
+    if not own and not due:
+        return {}
+    kept: list[Float32] = []
+    if not len(batch.rows):
+        embeddings = np.empty((0, engine.towers["image"].embed_dim), np.float32)
+        kept = [np.empty((0, reduction.columns), np.float32) for reduction in due]
+    elif due:
+        embeddings, patches = engine.run_patches(batch.pixels)
+        kept = [reduction.reduce(patches) for reduction in due]
+    else:
+        embeddings = engine.run("image", batch.pixels)
+    rows = dict.fromkeys(own, _with_gaps(embeddings, batch, size))
+    return rows | {reduction.store.folder: _with_gaps(found, batch, size) for reduction, found in zip(due, kept, strict=True)}
+
+
+def _with_gaps(found: Float32, batch: Batch, size: int) -> Float32:
+    """Return rows for all images of a batch, those of NaN that could not be read."""
+    rows = np.full((size, found.shape[1]), np.nan, np.float32)
+    rows[batch.rows - batch.start] = found
     return rows
 
 
