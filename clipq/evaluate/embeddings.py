@@ -17,7 +17,7 @@ from clipq.engines.base import Engine, Float32
 from clipq.engines.table import open_engine
 from clipq.evaluate.datasets import EvalSet
 from clipq.evaluate.embed import Tokens, Work, embed_images, embed_texts
-from clipq.evaluate.metrics.arrays import Bool, Float64
+from clipq.evaluate.metrics.arrays import Bool, Float64, Lazy, blocks
 from clipq.evaluate.neglabel import Negatives, NegLabelPlan
 from clipq.evaluate.provenance import tower_facts
 from clipq.evaluate.store import Store, Stores
@@ -53,6 +53,17 @@ class Embedded:
         """Return an engine's raw embeddings of the readable images, float32 ``(n, dim)``."""
         return self.image_stores[data][engine_id].read()[self.readable[data]]
 
+    def image_rows(self, engine_id: str, data: str) -> Lazy:
+        """Return the same, read from disk whenever some of them are asked for."""
+        store, positions = self.image_stores[data][engine_id], np.flatnonzero(self.readable[data])
+
+        def read(rows: slice) -> Float32:
+            wanted = positions[rows]
+            block: Float32 = store.block(slice(int(wanted[0]), int(wanted[-1]) + 1))[wanted - wanted[0]]
+            return block
+
+        return Lazy((len(positions), store.dim()), read, f"embeddings of {data} with {engine_id}")
+
     def classes(self, engine_id: str, data: str) -> Float32:
         """Return an engine's zero-shot classifier for an ID data set, unit vectors, float32 ``(classes, dim)``."""
         templates = len(self.inside[data].source.templates)
@@ -71,7 +82,7 @@ class Embedded:
         """
         if self.negatives is None:
             return {}
-        return {"neglabel": self.negatives.scores(engine_id, self.images(engine_id, data), classifier)}
+        return {"neglabel": self.negatives.scores(engine_id, self.image_rows(engine_id, data), classifier)}
 
     def describe_sets(self) -> dict[str, Any]:
         """Return ``report["datasets"]``."""
@@ -169,5 +180,7 @@ def opened(bundle: Bundle, engine_ids: Sequence[str], work: Work) -> Iterator[di
 
 def readable_images(stores: Mapping[str, Store]) -> Bool:
     """Return the images that every engine has: decoding decides, so they agree."""
-    rows = [~np.isnan(store.read()).any(axis=1) for store in stores.values()]
-    return np.asarray(np.logical_and.reduce(rows))
+    readable = [
+        np.concatenate([~np.isnan(store.block(rows)).any(axis=1) for rows in blocks(len(store), store.dim())]) for store in stores.values()
+    ]
+    return np.asarray(np.logical_and.reduce(readable))

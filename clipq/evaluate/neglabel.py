@@ -11,7 +11,7 @@ import numpy as np
 
 from clipq.engines.base import Float32
 from clipq.errors import DataError, UsageError
-from clipq.evaluate.metrics.arrays import Float64, Int64
+from clipq.evaluate.metrics.arrays import Float64, Int64, Matrix
 from clipq.evaluate.metrics.neglabel import GROUPS, QUANTILE, TEMPERATURE, choose_negatives, neglabel
 from clipq.evaluate.negative_words import ADJECTIVE, NOUN, Words, read_words, shipped_words
 from clipq.evaluate.store import Store
@@ -122,7 +122,7 @@ class Negatives:
                 found[store.folder] = plan.mine(words, l2_normalised(store.read(), f"{classes_of(data)} with {baseline}"))
         return cls(plan, baseline, stores, {data: found[stores[classes_of(data)][baseline].folder] for data in data_ids})
 
-    def scores(self, engine_id: str, images: Float32, data: str) -> Float64:
+    def scores(self, engine_id: str, images: Matrix, data: str) -> Float64:
         """Return an engine's NegLabel scores, ``(n,)``, higher = more OOD; cosines are taken of a block of images at a time.
 
         Args:

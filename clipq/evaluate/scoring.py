@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clipq.artifact import ModelEntry
 from clipq.engines.base import Float32
-from clipq.evaluate.answers import Answers, answer
+from clipq.evaluate.answers import KEPT_BYTES, Answers, answer
 from clipq.evaluate.compare import compare as compare_paired
 from clipq.evaluate.correction import add_holm
 from clipq.evaluate.embeddings import Embedded
@@ -79,7 +79,7 @@ def score(embedded: Embedded, model: ModelEntry, *, resamples: int, seed: int) -
 
 
 class _Scoring:
-    """One pass over ID data sets and engines; only one engine's logits stand beside the baseline's in memory."""
+    """One pass over ID data sets and engines; only one engine's answers stand beside the baseline's in memory, logits in blocks."""
 
     def __init__(self, embedded: Embedded, model: ModelEntry, resamples: int, seed: int) -> None:
         self._embedded, self._model = embedded, model
@@ -111,7 +111,7 @@ class _Scoring:
         embedded, labels = self._embedded, self._labels(data)
         classes = embedded.classes(engine_id, data)
         answers = self._answer(engine_id, data, data, classes)
-        foreign = {other: self._answer(engine_id, other, data, classes) for other in embedded.outside}
+        foreign = {other: self._answer(engine_id, other, data, classes, kept_bytes=0) for other in embedded.outside}
         outcomes = outcomes_from_logits(answers.class_scores, labels)
         self._rows.append(self._samples(engine_id, data, data, answers, outcomes))
         self._rows += [self._samples(engine_id, other, data, theirs, None) for other, theirs in foreign.items()]
@@ -131,14 +131,15 @@ class _Scoring:
                 group: {name: measurements(estimates) for name, estimates in scored.items()} for group, scored in means.items()
             }
         if baseline is not None:
-            before, embeddings = embedded.images(embedded.engine_ids[0], data), embedded.images(engine_id, data)
+            before, embeddings = embedded.image_rows(embedded.engine_ids[0], data), embedded.image_rows(engine_id, data)
             ratio = temperature_ratio(*(side.classification.values.get("temperature") for side in (baseline, own)))
             self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings) | ratio
         return own
 
-    def _answer(self, engine_id: str, data: str, classifier: str, classes: Float32) -> Answers:
+    def _answer(self, engine_id: str, data: str, classifier: str, classes: Float32, *, kept_bytes: int = KEPT_BYTES) -> Answers:
         """Return an engine's answers for some images, with every OOD score there is."""
-        answers = answer(self._embedded.images(engine_id, data), classes, self._model, f"{engine_id} on {data}")
+        what = f"{engine_id} on {data}"
+        answers = answer(self._embedded.image_rows(engine_id, data), classes, self._model, what, kept_bytes=kept_bytes)
         return replace(answers, ood_scores=answers.ood_scores | self._embedded.extra_scores(engine_id, data, classifier))
 
     def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers], tuned_on: Mapping[str, Float64]) -> _Engine:
@@ -167,13 +168,11 @@ class _Scoring:
         images = {**self._embedded.inside, **self._embedded.outside}[data]
         readable = self._embedded.readable[data]
         n = int(readable.sum())
+        names = {"engine": engine_id, "data": data, "classifier": classifier, "role": "ood" if outcomes is None else "id"}
         correct5: Bool = np.zeros(n, np.bool_) if outcomes is None or outcomes.in_top5 is None else outcomes.in_top5
         return {
-            "engine": np.full(n, engine_id),
-            "data": np.full(n, data),
-            "classifier": np.full(n, classifier),
-            "role": np.full(n, "ood" if outcomes is None else "id"),
-            "image_id": np.asarray(images.index.ids)[readable],
+            **{name: np.full(n, value, dtype=object) for name, value in names.items()},  # one string for all rows
+            "image_id": np.asarray(images.index.ids, dtype=object)[readable],
             "label": np.full(n, -1) if outcomes is None else outcomes.labels,
             "prediction": answers.predictions,
             "confidence": answers.confidence,

@@ -39,11 +39,12 @@ class Store:
         self._buffer: list[Float32] = []
         self._written = _whole_rows(self.folder)
         self.rows = self._written
+        self._shards: list[tuple[int, int, Path]] | None = None
 
     def discard(self) -> None:
         """Remove every row, to start again from none."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._buffer, self._written, self.rows, self.finished = [], 0, 0, False
+        self._buffer, self._written, self.rows, self.finished, self._shards = [], 0, 0, False, None
 
     def append(self, rows: Float32) -> None:
         """Add rows ``(n, dim)``; they reach the disk a shard at a time."""
@@ -64,8 +65,7 @@ class Store:
     def finish(self) -> None:
         """Write what is buffered and declare the store complete."""
         self.flush()
-        rows = self.partial()
-        write_json(self.folder / FINISHED, {"facts": self._facts, "rows": len(rows), "sha256": _sha256_rows(rows)})
+        write_json(self.folder / FINISHED, {"facts": self._facts, "rows": self.rows, "sha256": _sha256_rows(self.folder)})
         for part in self.folder.glob(".*.part"):  # left by a run that was killed
             part.unlink(missing_ok=True)
         self.finished = True
@@ -76,17 +76,45 @@ class Store:
         return np.concatenate(shards) if shards else np.empty((0, 0), np.float32)
 
     def read(self) -> Float32:
-        """Return all rows, float32 ``(n, dim)``.
+        """Return all rows, float32 ``(n, dim)``; what can walk in blocks takes ``block``.
 
         Raises:
             DataError: The store is unfinished, or its rows are not those that were written.
         """
+        return self.block(slice(0, len(self)))
+
+    def __len__(self) -> int:
+        """Return the number of rows on disk."""
+        return self._written
+
+    def dim(self) -> int:
+        """Return the length of a row; 0 where there is none."""
+        found = self._checked()
+        return int(np.load(found[0][2], mmap_mode="r", allow_pickle=False).shape[1]) if found else 0
+
+    def block(self, rows: slice) -> Float32:
+        """Return consecutive rows, float32 ``(rows, dim)``; the first call reads every shard once, to check them.
+
+        Raises:
+            DataError: The store is unfinished, or its rows are not those that were written.
+        """
+        begin, end, _ = rows.indices(len(self))
+        parts = [
+            np.load(path, mmap_mode="r", allow_pickle=False)[max(begin - first, 0) : end - first]
+            for first, stop, path in self._checked()
+            if first < end and stop > begin
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim()), np.float32)
+
+    def _checked(self) -> list[tuple[int, int, Path]]:
+        """Return first row, row after the last, and file of every shard, once the whole store is known to be what was written."""
         if not self.finished:
             raise DataError(f"{self.folder} is unfinished", fix="Run clipq eval again with --resume.")
-        rows = self.partial()
-        if _sha256_rows(rows) != json.loads((self.folder / FINISHED).read_text())["sha256"]:
-            raise DataError(f"the embeddings in {self.folder} were changed", fix="Delete this folder and run clipq eval again.")
-        return rows
+        if self._shards is None:
+            if _sha256_rows(self.folder) != json.loads((self.folder / FINISHED).read_text())["sha256"]:
+                raise DataError(f"the embeddings in {self.folder} were changed", fix="Delete this folder and run clipq eval again.")
+            self._shards = [(*_span(path), path) for path in _shards(self.folder)]
+        return self._shards
 
 
 class Stores:
@@ -122,12 +150,21 @@ def _shards(folder: Path) -> list[Path]:
 def _whole_rows(folder: Path) -> int:
     rows = 0
     for path in _shards(folder):
-        first, stop = map(int, path.stem.split("-"))
+        first, stop = _span(path)
         if first != rows:
             raise DataError(f"{folder} lacks rows {rows} to {first}", fix="Delete this folder and run again.")
         rows = stop
     return rows
 
 
-def _sha256_rows(rows: Float32) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+def _span(path: Path) -> tuple[int, int]:
+    first, stop = map(int, path.stem.split("-"))
+    return first, stop
+
+
+def _sha256_rows(folder: Path) -> str:
+    """Return the hash of the rows of all shards, one after the other, however they are cut into shards."""
+    digest = hashlib.sha256()
+    for path in _shards(folder):
+        digest.update(np.ascontiguousarray(np.load(path, mmap_mode="r", allow_pickle=False)).data)
+    return digest.hexdigest()

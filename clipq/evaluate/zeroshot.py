@@ -28,8 +28,8 @@ def prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{c}", name) for name in classnames for template in templates]
 
 
-def l2_normalised(embeddings: Float32, what: str) -> Float32:
-    """Return embeddings ``(n, dim)`` divided by their FP32 L2 norm.
+def l2_normalised(embeddings: Float32, what: str, *, start: int = 0) -> Float32:
+    """Return embeddings ``(n, dim)`` divided by their FP32 L2 norm; ``start`` is the row of the first one, for an error.
 
     Raises:
         EngineError: An embedding is zero or its norm is not finite; ``what`` names them in the message.
@@ -37,7 +37,9 @@ def l2_normalised(embeddings: Float32, what: str) -> Float32:
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
     if len(bad):
-        raise EngineError(f"embeddings without direction: {what}", found=f"norm {norms[bad[0], 0]} at row {bad[0]}, {len(bad)} such rows")
+        raise EngineError(
+            f"embeddings without direction: {what}", found=f"norm {norms[bad[0], 0]} at row {start + bad[0]}, {len(bad)} such rows"
+        )
     unit: Float32 = (embeddings / norms).astype(np.float32, copy=False)
     return unit
 
@@ -57,15 +59,16 @@ def classifier(text_embeddings: Float32, templates: int, what: str) -> Float32:
     return l2_normalised(unit.reshape(-1, templates, unit.shape[1]).mean(axis=1, dtype=np.float32), what)
 
 
-def cosines(image_embeddings: Float32, classes: Float32, what: str) -> Float32:
+def cosines(image_embeddings: Float32, classes: Float32, what: str, *, start: int = 0) -> Float32:
     """Return the cosine of every image with every class, float32 ``(n, classes)`` in [-1, 1] up to rounding.
 
     Args:
         image_embeddings: Raw, float32 ``(n, dim)``.
         classes: Unit vectors, float32 ``(classes, dim)``.
         what: Names the engine and data in an error.
+        start: Row of the first image, for an error.
     """
-    cosine: Float32 = l2_normalised(image_embeddings, what) @ classes.T
+    cosine: Float32 = l2_normalised(image_embeddings, what, start=start) @ classes.T
     return cosine
 
 

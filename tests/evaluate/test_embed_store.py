@@ -50,6 +50,24 @@ def test_a_killed_run_keeps_its_whole_shards(tmp_path: Path) -> None:
     assert not list(again.folder.glob(".*.part"))
 
 
+def test_rows_are_read_block_by_block(tmp_path: Path) -> None:
+    """Any stretch of rows, within a shard or over several, is that of the whole; what was changed is refused there too."""
+    store = Store(tmp_path, FACTS)
+    for start in range(0, 28, 4):
+        store.append(_rows(start, start + 4))
+    with pytest.raises(DataError, match="unfinished"):
+        store.block(slice(0, 1))
+    store.finish()
+    again = Store(tmp_path, FACTS)
+    assert (len(again), again.dim()) == (28, 3)
+    for begin in range(28):
+        for end in range(begin, 30):
+            np.testing.assert_array_equal(again.block(slice(begin, end)), _rows(0, 28)[begin:end])
+    np.save(sorted(store.folder.glob("*.npy"))[1], _rows(0, 12))
+    with pytest.raises(DataError, match="were changed"):
+        Store(tmp_path, FACTS).block(slice(0, 1))
+
+
 def test_changed_rows_are_refused(tmp_path: Path) -> None:
     """The marker holds the hash of the rows."""
     store = Store(tmp_path, FACTS)

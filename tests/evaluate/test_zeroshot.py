@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from toy_bundle import MODEL
 
+from clipq.artifact import ModelEntry
 from clipq.errors import DataError, EngineError
 from clipq.evaluate.answers import answer, probability_rule
+from clipq.evaluate.compare import compare
+from clipq.evaluate.metrics.arrays import Lazy, blocks
+from clipq.evaluate.metrics.outcomes import outcomes_from_logits
 from clipq.evaluate.zeroshot import classifier, cosines, l2_normalised, logits, prompts
 
 RNG = np.random.default_rng(3)
@@ -94,3 +98,28 @@ def test_answers_of_a_sigmoid_model() -> None:
     assert not np.allclose(made.confidence, answer(IMAGES, classes, MODEL, "test").confidence, atol=1e-3)
     assert "sigmoid" in probability_rule(SIGMOID)
     assert "softmax" in probability_rule(MODEL)
+
+
+@pytest.mark.parametrize("model", [MODEL, SIGMOID])
+def test_answers_need_not_keep_their_logits(model: ModelEntry) -> None:
+    """Class scores that are made again for every block are those that were kept, and every metric takes them."""
+    rng = np.random.default_rng(3)
+    images, labels = rng.standard_normal((900, 8)).astype(np.float32), rng.integers(0, 300, 900)
+    classes = l2_normalised(rng.standard_normal((300, 8)).astype(np.float32), "test")
+    kept, lazy = (answer(images, classes, model, "test", kept_bytes=size) for size in (1 << 28, 0))
+    assert isinstance(lazy.class_scores, Lazy)
+    assert isinstance(kept.class_scores, np.ndarray)
+    for rows in blocks(900, 300):
+        np.testing.assert_array_equal(lazy.class_scores[rows], kept.class_scores[rows])
+    first, second = (outcomes_from_logits(made.class_scores, labels) for made in (kept, lazy))
+    np.testing.assert_array_equal(first.nll, second.nll)
+    np.testing.assert_array_equal(first.tempered_confidence, second.tempered_confidence)
+    assert compare(labels, kept, lazy, images, images)["js_divergence"] < 1e-12
+
+
+def test_a_row_without_direction_is_named_in_later_blocks() -> None:
+    """The row in the error counts from the first image, not from the first of its block."""
+    images = np.ones((900, 4), np.float32)
+    images[777] = 0
+    with pytest.raises(EngineError, match=r"ort on data.*row 777"):
+        answer(images, np.full((300, 4), 0.5, np.float32), MODEL, "ort on data")
