@@ -26,6 +26,7 @@ class Gate:
         op: ``<``, ``<=``, ``>`` or ``>=``: which side fails.
         limit: In the unit of the field.
         whole: The 95 % interval decides and must lie wholly on the good side; else the estimate decides.
+        sets: Of an OOD metric ``near``, ``far`` or ``all``: the mean over those OOD sets is read, and no single pair; else None.
     """
 
     rule: str
@@ -37,6 +38,7 @@ class Gate:
     op: str
     limit: float
     whole: bool = False
+    sets: str | None = None
 
     @property
     def scale(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clipq.errors import UsageError, unknown_name
 from clipq.evaluate.gates.gate import Gate, Kind
@@ -23,6 +23,7 @@ _FORMS: Mapping[Kind, tuple[str, ...]] = {
     "paired": ("value", "value_pp"),
     "bench": ("value", "delta", "delta_percent"),
 }
+OOD_SETS = ("near", "far", "all")
 _ARTEFACT = ("size_bytes", "load_s", "peak_rss_bytes")
 _SCENARIO = re.compile(r"^[a-z]+-b\d+(-device)?$")
 
@@ -40,6 +41,8 @@ class _Target:
 
 def parse_gate(text: str) -> Gate:
     """Parse a comparison ``[ENGINE:][SCORE.]METRIC.FIELD OP NUMBER`` or a goal ``[ENGINE:][SCORE.]METRIC:GOAL=NUMBER``.
+
+    Before an OOD metric or its score, ``near.``, ``far.`` or ``all.`` means the mean over those OOD sets, and no single pair.
 
     Metrics take the fields ``value``, ``delta``, times 100 ``value_pp`` and ``delta_pp``, and ``delta_percent``; speed and size are
     ``image-b1.p99_s`` and ``artefact.size_bytes``. An OOD metric without a score concerns every score. Goals: ``goals.GOALS``.
@@ -60,7 +63,13 @@ def parse_gate(text: str) -> Gate:
     if not math.isfinite(number):
         raise UsageError(f"the limit of the gate {text!r} is not finite", found=match["number"])
     groups = match.groupdict()
-    return _goal(text, groups, number) if "goal" in groups else _comparison(text, groups, number)
+    sets, _, rest = groups["path"].partition(".")
+    averaged = sets in OOD_SETS and bool(rest)
+    found = {**groups, "path": rest} if averaged else groups
+    gate = _goal(text, found, number) if "goal" in groups else _comparison(text, found, number)
+    if averaged and gate.kind != "ood":
+        raise UsageError(f"cannot read the gate {text!r}", found=gate.metric, expected=f"an OOD metric after {sets}, e.g. {sets}.mcm.auroc")
+    return replace(gate, sets=sets) if averaged else gate
 
 
 def _comparison(text: str, found: Mapping[str, str], limit: float) -> Gate:

@@ -56,10 +56,13 @@ def _read_results(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterato
 
 
 def _read_ood(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
-    for pair, scores in report["ood"].get(engine, {}).items():
+    means = report.get("ood_means", {}).get(engine, {}).items()
+    averaged = {f"{data}|{gate.sets}": sets[gate.sets] for data, sets in means if gate.sets in sets}
+    for pair, scores in (report["ood"].get(engine, {}) if gate.sets is None else averaged).items():
         for score, metrics in scores.items():
             if gate.score in {None, score} and gate.metric in metrics:
-                where = f" of {SCORES[score].label if score in SCORES else score}, {pair.replace('|', ' against ')}"
+                against = pair.replace("|", " against ") + (" sets (mean)" if gate.sets else "")
+                where = f" of {SCORES[score].label if score in SCORES else score}, {against}"
                 yield _measured(gate, engine, f"{pair} {score}", where, metrics[gate.metric])
 
 
