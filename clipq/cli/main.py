@@ -16,6 +16,7 @@ from clipq.progress import set_quiet
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("clipq.cli.export", "make a bundle: towers to ONNX, quantized graphs, engines"),
     "eval": ("clipq.cli.evaluate", "run the reliability suite on every engine of a bundle and compare with FP32 PyTorch"),
+    "attribute": ("clipq.cli.attribute", "tell where between FP32 PyTorch and the deployed file an engine's loss arises"),
     "compare": ("clipq.cli.compare", "compare two reports, with gates and an exit code"),
     "score": ("clipq.cli.score", "compute the metrics of stored outputs (.npz or .csv)"),
     "bench": ("clipq.cli.bench", "measure latency, throughput, memory and size of every engine of a bundle"),

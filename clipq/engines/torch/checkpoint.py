@@ -72,6 +72,17 @@ class Checkpoint:
             output: Float32 = encode(torch.from_numpy(batch), normalize=False).numpy()
         return output
 
+    def transform(self) -> Callable[[Any], Float32]:
+        """Return open_clip's own evaluation transform: decoded PIL image to pixels, float32 ``(3, h, w)``, by torchvision."""
+        transform = import_open_clip().transform
+        apply = transform.image_transform_v2(transform.PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)
+
+        def pixels(image: Any) -> Float32:
+            values: Float32 = apply(image).numpy()
+            return values
+
+        return pixels
+
 
 def load_checkpoint(model_id: str) -> Checkpoint:
     """Load a model by its canonical id.
