@@ -53,6 +53,7 @@ class Plan:
         stages: In order; the first is what all are compared with, the last is the engine as it runs.
         left_out: Key of a stage that other engines have -> why this one has not.
         half: The half type of the stage in half precision.
+        rounds: Whether the engine computes in it where it is not quantized, so that the quantized graph is rounded too.
     """
 
     engine_id: str
@@ -60,6 +61,7 @@ class Plan:
     stages: tuple[Stage, ...]
     left_out: Mapping[str, str]
     half: HalfName
+    rounds: bool
 
     def forms(self, tower: Tower) -> list[Form]:
         """Return what computes this tower in any stage, each once."""
@@ -110,7 +112,7 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
     before = stages if quantized else [stage for stage in stages if stage.part]
     change = f"the deployed file on its runtime, {last}"
     stages.append(_stage(("engine", "as it runs"), change, before, "engine", "engine"))
-    return Plan(engine_id, graphs, tuple(stages), left_out, half)
+    return Plan(engine_id, graphs, tuple(stages), left_out, half, on_path)
 
 
 def _graphs(bundle: Bundle, engine_id: str) -> dict[Tower, str]:

@@ -87,7 +87,8 @@ class Towers:
         if form in {"torch", "reference", "engine"}:
             engine = self._engine(self._plan.engine_id if form == "engine" else TORCH)
             return lambda batch: engine.run(tower, batch)
-        options = {"optimised": form != "half", "quantized_kernels": form == "exact", "exact_products": form == "exact"}
+        rounded = form == "half" or (form == "quantized" and self._plan.rounds)
+        options = {"optimised": not rounded, "quantized_kernels": form == "exact", "exact_products": form == "exact"}
         session = open_on_cpu(self._graph(tower, form), threads=self._work.threads, **options)
         return lambda batch: _checked(session.run([OUTPUT_NAME], {INPUT_NAMES[tower]: batch})[0], tower, form)
 
@@ -110,6 +111,8 @@ class Towers:
             without_activation_quantization(source, target)
         elif form == "activations":
             without_weight_quantization(source, target, plain)
+        elif self._plan.rounds:
+            write_rounded(source, target)
         else:
             simulated(source, target)
         return target
@@ -138,6 +141,7 @@ def _names(bundle: Bundle, name: str) -> list[str]:
 def _checked(output: Float32, tower: Tower, form: Form) -> Float32:
     if not np.isfinite(output).all():
         found = f"{int((~np.isfinite(output).all(axis=1)).sum())} of {len(output)} embeddings"
-        fix = "Leave the stage out with --no-fp16." if form == "half" else "Export the bundle again."
+        overflow = "Half precision cannot hold this model; --no-fp16 leaves the stage out of engines that do not compute in it."
+        fix = overflow if form == "half" else "Export the bundle again."
         raise EngineError(f"NaN or infinity in the {tower} tower at the stage {form}", found=found, fix=fix)
     return output

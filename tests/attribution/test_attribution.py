@@ -17,7 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 from toy_bundle import MODEL, make_toy_bundle, rewrite_manifest
 
-from clipq.artifact import Bundle, describe_file, write_manifest
+from clipq.artifact import Bundle, EngineEntry, describe_file, write_manifest
 from clipq.attribution.measure import shares, squared_error
 from clipq.attribution.stages import Stage, plan_stages
 from clipq.cli.main import main
@@ -285,7 +285,6 @@ def test_a_device_that_is_not_here_ends_with_four(tmp_path: Path, capsys: pytest
 )
 def test_stages_of_engines_in_half_precision(tmp_path: Path, engine: str, graph: str, keys: list[str]) -> None:
     """Half precision is a part of the loss where the engine computes in it, and there are integer kernels to tell apart on the CPU only."""
-    from clipq.artifact import EngineEntry
     from clipq.engines.table import ENGINES as KNOWN
 
     made = make_toy_bundle(tmp_path / "bundle")
@@ -327,3 +326,34 @@ def test_squared_error_is_twice_what_the_cosine_lacks() -> None:
     cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert squared_error(a, 3 * b) == pytest.approx(2 - 2 * cosine.mean(), rel=1e-5)
     assert squared_error(a, 2 * a) == 0
+
+
+def test_graphs_of_an_engine_in_half_precision(exported: Bundle, tmp_path: Path) -> None:
+    """Every stage of an INT8 graph with an FP16 rest runs on the CPU; the rounded graph lies near the one that rounds nothing but Q/DQ."""
+    from clipq.attribution.towers import Towers, form_facts
+    from clipq.evaluate.embed import plan_work
+    from clipq.export.typed.half import to_half
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(exported.folder, folder)
+    to_half(folder / "towers/image.int8.onnx", folder / "towers/image.int8-fp16.onnx", "fp16")
+    graphs = {"image": "towers/image.int8-fp16.onnx", "text": "towers/text.fp32.onnx"}
+    entry = EngineEntry("tensorrt", "cuda", "int8", {}, ("image",), graphs)
+    files = {**exported.manifest.files, graphs["image"]: describe_file(folder, graphs["image"])}
+    write_manifest(folder, replace(exported.manifest, files=files, engines={**exported.manifest.engines, "trt-int8": entry}))
+    bundle = Bundle.open(folder)
+    pixels = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    found = {}
+    for engine in ("ort-int8-static", "trt-int8"):
+        plan = plan_stages(bundle, engine)
+        (tmp_path / engine).mkdir()
+        with Towers(bundle, plan, plan_work(1, 4), tmp_path / engine) as towers:
+            forms = [form for form in plan.forms("image") if form not in {"reference", "torch", "engine", "exact"}]
+            found[engine] = {form: towers.open("image", form)(pixels) for form in forms}
+    assert list(found["trt-int8"]) == ["fp32", "half", "weights", "activations", "quantized"]
+    plain = found["trt-int8"]["fp32"]
+    away = {form: squared_error(plain, rows) for form, rows in found["trt-int8"].items()}
+    assert away["half"] < 0.1 * away["quantized"]
+    assert away["quantized"] == pytest.approx(squared_error(plain, found["ort-int8-static"]["quantized"]), rel=0.5)
+    assert not np.array_equal(found["trt-int8"]["quantized"], found["ort-int8-static"]["quantized"])
+    assert form_facts(bundle, plan, "image", "quantized")["stage"] == "quantized"
