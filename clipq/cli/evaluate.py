@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for distance in ("near", "far"):
         what = f"the same, data that is {distance}; the report has the mean over these sets too"
         parser.add_argument(f"--ood-{distance}", metavar="DATA,...", type=comma_list, default=(), help=what)
+    retrieval = "images with captions, to be found by each other: wds:PATH, captions:FILE.csv@ROOT or synthetic:scenes-captions"
+    parser.add_argument("--retrieval", metavar="DATA,...", type=comma_list, default=(), help=retrieval)
     add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     options = EvalOptions(
         data=args.data,
         ood=args.ood,
+        retrieval=args.retrieval,
         ood_near=args.ood_near,
         ood_far=args.ood_far,
         engines=args.engines,

@@ -50,9 +50,8 @@ def load_sets(  # noqa: PLR0913 - each is one choice of the caller
         raise UsageError(f"{', '.join(sorted(both))} is named by --data and by --ood", fix="An OOD data set has other images.")
     for source in inside.values():
         _check_labels(source)
-    lists = [name for name in (CALIBRATION_LIST, OOD_LIST) if name in bundle.manifest.files]
-    seen = {sha256 for name in lists for sha256 in read_calibration_list(bundle.file(name)).values()}
-    sets = {name: _load(source, seen, limit, seed) for name, source in (inside | outside).items()}
+    seen = calibration_hashes(bundle)
+    sets = {name: load_set(source, seen, limit, seed) for name, source in (inside | outside).items()}
     return {name: sets[name] for name in inside}, {name: replace(sets[name], distance=distances.get(name)) for name in outside}
 
 
@@ -71,9 +70,20 @@ def _check_labels(source: Source) -> None:
         )
 
 
-def _load(source: Source, calibration_hashes: set[str], limit: int | None, seed: int) -> EvalSet:
+def calibration_hashes(bundle: Bundle) -> set[str]:
+    """Return the SHA-256 of every image that the engines were calibrated on."""
+    lists = [name for name in (CALIBRATION_LIST, OOD_LIST) if name in bundle.manifest.files]
+    return {sha256 for name in lists for sha256 in read_calibration_list(bundle.file(name)).values()}
+
+
+def load_set(source: Source, seen: set[str], limit: int | None, seed: int) -> EvalSet:
+    """Return a source with the images of it that are used.
+
+    Raises:
+        DataError: It has none, or one of them is among the ``seen`` hashes.
+    """
     index = build_index(source, limit=limit, seed=seed)
     if not len(index):
         raise DataError(f"{source.id} has no images", expected="at least one")
-    refuse_overlap(calibration_hashes, index)
+    refuse_overlap(seen, index)
     return EvalSet(source, index)

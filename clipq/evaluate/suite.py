@@ -20,6 +20,7 @@ from clipq.evaluate.neglabel import NegLabelOptions, NegLabelPlan
 from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
+from clipq.evaluate.retrieval import evaluate_retrieval, load_caption_sets
 from clipq.evaluate.scoring import score
 from clipq.evaluate.selection import choose_engines, left_out
 from clipq.evaluate.spectral import diagnose
@@ -36,6 +37,7 @@ class EvalOptions:
         ood: OOD data sets by data id.
         ood_near: OOD data sets that are near the ID data.
         ood_far: OOD data sets that are far from it.
+        retrieval: Data sets of images with captions.
         engines: Engine ids; empty means every engine of the bundle whose runtime is installed.
         baseline: The engine every delta is taken against.
         limit: At most this many images of each data set.
@@ -56,6 +58,7 @@ class EvalOptions:
     ood: tuple[str, ...] = ()
     ood_near: tuple[str, ...] = ()
     ood_far: tuple[str, ...] = ()
+    retrieval: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     baseline: str = "torch-fp32"
     limit: int | None = None
@@ -103,10 +106,13 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     threads = options.threads or usable_cores()
     images: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "near": options.ood_near, "far": options.ood_far}
     inside, outside = load_sets(bundle, options.data, options.ood, **images)
+    captioned = load_caption_sets(bundle, options.retrieval, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
     root = folder / "embeddings"
     embedded = embed_everything(bundle, engine_ids, (inside, outside), work, root, resume=options.resume, neglabel=neglabel)
+    resampling: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
+    found = evaluate_retrieval(bundle, engine_ids, captioned, work, root, resume=options.resume, **resampling)
     scores = score(embedded, bundle.manifest.model, resamples=options.resamples, seed=options.seed)
     measured = bench(bundle, engine_ids, threads=threads, seconds=options.bench_seconds) if options.bench_seconds else {}
     report: dict[str, Any] = {
@@ -120,12 +126,13 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
             **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
         },
         "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
-        "datasets": embedded.describe_sets(),
+        "datasets": embedded.describe_sets() | found.datasets,
         "results": scores.results,
         "ood": scores.ood,
         "ood_means": scores.ood_means,
         "thresholds": scores.thresholds,
         "paired": scores.paired,
+        **({"retrieval": found.results} if captioned else {}),
         "spectral": diagnose(embedded),
         "bench": measured,
     }

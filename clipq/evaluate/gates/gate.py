@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, Quantity
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, Quantity
 
-Kind = Literal["results", "ood", "paired", "bench"]
+Kind = Literal["results", "ood", "paired", "retrieval", "bench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Gate:
     @property
     def quantity(self) -> Quantity:
         """Return what kind of number it reads."""
-        return {"results": METRICS, "ood": OOD_METRICS, "paired": PAIRED, "bench": BENCH}[self.kind][self.key]
+        tables = {"results": METRICS, "ood": OOD_METRICS, "paired": PAIRED, "retrieval": RETRIEVAL, "bench": BENCH}
+        return tables[self.kind][self.key]
 
     def fails(self, value: float) -> bool:
         """Tell whether ``value``, in the unit of the rule, is on the failing side.

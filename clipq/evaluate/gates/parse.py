@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from clipq.errors import UsageError, unknown_name
 from clipq.evaluate.gates.gate import Gate, Kind
 from clipq.evaluate.gates.goals import GOALS, compare
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, Quantity
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, Quantity
 
 _ENGINE = r"^\s*(?:(?P<engine>[^\s:<>=]+):\s*)?"
 _NUMBER = r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
@@ -21,6 +21,7 @@ _FORMS: Mapping[Kind, tuple[str, ...]] = {
     "results": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
     "ood": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
     "paired": ("value", "value_pp"),
+    "retrieval": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
     "bench": ("value", "delta", "delta_percent"),
 }
 OOD_SETS = ("near", "far", "all")
@@ -132,8 +133,13 @@ def _scored(score: str, metric: str) -> _Target:
 
 
 def _metric(metric: str) -> _Target:
-    tables: tuple[tuple[Kind, Mapping[str, Quantity]], ...] = (("results", METRICS), ("ood", OOD_METRICS), ("paired", PAIRED))
+    tables: tuple[tuple[Kind, Mapping[str, Quantity]], ...] = (
+        ("results", METRICS),
+        ("ood", OOD_METRICS),
+        ("paired", PAIRED),
+        ("retrieval", RETRIEVAL),
+    )
     for kind, table in tables:
         if metric in table:
             return _Target(kind, None, metric, "", table[metric])
-    raise unknown_name("metric in a gate", metric, [*METRICS, *OOD_METRICS, *PAIRED, "image-b1", "image-b32", "artefact"])
+    raise unknown_name("metric in a gate", metric, [*METRICS, *OOD_METRICS, *PAIRED, *RETRIEVAL, "image-b1", "image-b32", "artefact"])

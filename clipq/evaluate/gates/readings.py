@@ -91,7 +91,13 @@ def _read_bench(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[
     yield Reading(engine, "", where, value, None, scenario.get("n"), base)
 
 
-_READERS = {"results": _read_results, "ood": _read_ood, "paired": _read_paired, "bench": _read_bench}
+def _read_retrieval(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
+    for data, metrics in report.get("retrieval", {}).get(engine, {}).items():
+        if gate.metric in metrics:
+            yield _measured(gate, engine, data, f" on {data}", metrics[gate.metric])
+
+
+_READERS = {"results": _read_results, "ood": _read_ood, "paired": _read_paired, "retrieval": _read_retrieval, "bench": _read_bench}
 
 
 def _measured(gate: Gate, engine: str, data: str, where: str, entry: Mapping[str, Any]) -> Reading:

@@ -248,6 +248,35 @@ SPECTRAL: Mapping[str, Quantity] = {
     ),
 }
 
+RETRIEVAL: Mapping[str, Quantity] = {
+    **{
+        f"recall_at_{k}": Quantity(
+            f"Recall@{k}", "high", f"Mean of image to text and text to image, recall@{k}.", "Karpathy & Fei-Fei 2015"
+        )
+        for k in (1, 5, 10)
+    },
+    **{
+        f"i2t_recall_at_{k}": Quantity(
+            f"Image to text, recall@{k}", "high", f"Share of images with a caption of theirs among the {k} best."
+        )
+        for k in (1, 5, 10)
+    },
+    **{
+        f"t2i_recall_at_{k}": Quantity(f"Text to image, recall@{k}", "high", f"Share of captions whose image is among the {k} best.")
+        for k in (1, 5, 10)
+    },
+    **{
+        f"{key}_overlap_at_10": Quantity(f"{way}, overlap@10", "high", "Share of the ten best that the baseline has among its ten best.")
+        for key, way in (("i2t", "Image to text"), ("t2i", "Text to image"))
+    },
+    **{
+        f"{key}_rank_correlation": Quantity(
+            f"{way}, rank correlation", "high", "Spearman's, of the whole ranking with the baseline's; of up to 200 queries.", unit="number"
+        )
+        for key, way in (("i2t", "Image to text"), ("t2i", "Text to image"))
+    },
+}
+
 BENCH: Mapping[str, Quantity] = {
     "p50_s": Quantity("p50", "low", "Half of the runs took at most this long.", unit="seconds"),
     "p90_s": Quantity("p90", "low", "Nine runs in ten took at most this long.", unit="seconds"),

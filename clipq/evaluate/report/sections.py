@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipq.evaluate.report import ood_means, spectral, tables, thresholds
+from clipq.evaluate.report import ood_means, retrieval, spectral, tables, thresholds
 from clipq.evaluate.report.tables import Table
 
 
@@ -48,6 +48,13 @@ SECTIONS: tuple[Section, ...] = (
         "An image is taken as known where its score is at or below the threshold. Where an engine takes the place of {baseline} and the "
         "threshold stays, it no longer keeps 95 %: the differences say what changes. Tuned anew it does: FPR95 (ID positive).",
         thresholds.threshold_tables,
+    ),
+    Section(
+        "retrieval",
+        "Retrieval: images and captions find each other",
+        "Any of an image's captions counts. Differences are to {baseline} with the same images and captions; intervals are over images, "
+        "each drawn with its captions, against the same gallery.",
+        retrieval.retrieval_tables,
     ),
     Section(
         "spectral",

@@ -13,7 +13,7 @@ from clipq.evaluate.correction import FAMILY
 from clipq.evaluate.metrics.calibration import bin_index
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, SCORES, SPECTRAL, Quantity
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, SPECTRAL, Quantity
 from clipq.evaluate.report.ran import in_words, proof_of
 
 OUTCOMES = {
@@ -266,5 +266,6 @@ def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
     keys |= {key for values in report["paired"].values() for entry in values.values() for key in entry}
     keys |= {key for values in report["bench"].values() for scenario in values.values() for key in scenario}
     keys |= set(SPECTRAL) if report.get("spectral") else set()
-    everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **SPECTRAL, **BENCH}
+    keys |= {key for data in report.get("retrieval", {}).values() for entry in data.values() for key in entry}
+    everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **RETRIEVAL, **SPECTRAL, **BENCH}
     return [(key, kind) for key, kind in everything.items() if key in keys]

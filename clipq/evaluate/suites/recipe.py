@@ -38,6 +38,7 @@ class Suite:
         ood: OOD data sets.
         ood_near: OOD data sets near the ID data.
         ood_far: OOD data sets far from it.
+        retrieval: Data sets of images with captions.
         limit: At most this many images of each data set.
         resamples: Bootstrap resamples.
         bench_seconds: Time per engine and latency scenario.
@@ -53,6 +54,7 @@ class Suite:
     ood: tuple[Entry, ...] = ()
     ood_near: tuple[Entry, ...] = ()
     ood_far: tuple[Entry, ...] = ()
+    retrieval: tuple[Entry, ...] = ()
     limit: int | None = None
     resamples: int | None = None
     bench_seconds: float | None = None
@@ -156,6 +158,7 @@ KEYS: Mapping[str, Callable[[object, str], Any]] = {
     "ood": _entries,
     "ood_near": _entries,
     "ood_far": _entries,
+    "retrieval": _entries,
     "limit": _whole,
     "resamples": _whole,
     "bench_seconds": _number,

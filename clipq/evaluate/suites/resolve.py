@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipq.calib_data.captions import open_captioned
 from clipq.calib_data.table import open_source
 from clipq.errors import MissingDataError, UsageError
 from clipq.evaluate.suites.recipe import ROOT, Entry, Suite
@@ -45,7 +46,7 @@ def resolve(suite: Suite, root: Path | None, replaced: Collection[str] = ()) -> 
     if root is None and needs_root(asked):
         raise UsageError(f"the suite {suite.name} needs the folder of its data sets", fix="Name it with --root.")
     left_out: dict[str, str] = {}
-    options = {name: _there(value, root, left_out) for name, value in asked.items()}
+    options = {name: _there(name, value, root, left_out) for name, value in asked.items()}
     for data_id, why in left_out.items():
         note(f"left out {data_id}: {why}")
     if "data" in asked and not options["data"]:
@@ -65,18 +66,19 @@ def needs_root(options: Mapping[str, Any]) -> bool:
     return any(ROOT in entry.id for entry in entries)
 
 
-def _there(value: Any, root: Path | None, left_out: dict[str, str]) -> Any:
+def _there(name: str, value: Any, root: Path | None, left_out: dict[str, str]) -> Any:
     """Return an option's value; of data sets the ids of those that are there."""
     if not isinstance(value, tuple) or not isinstance(value[0], Entry):
         return value
-    return tuple(here for entry in value if (here := _here(entry, root, left_out)))
+    opens = open_captioned if name == "retrieval" else open_source
+    return tuple(here for entry in value if (here := _here(entry, opens, root, left_out)))
 
 
-def _here(entry: Entry, root: Path | None, left_out: dict[str, str]) -> str | None:
+def _here(entry: Entry, opens: Callable[[str], object], root: Path | None, left_out: dict[str, str]) -> str | None:
     """Return the data id of an entry, or None, with the reason noted, where nothing is there."""
     data_id = _placed(entry.id, root)
     try:
-        open_source(data_id)
+        opens(data_id)
     except MissingDataError as error:
         if entry.required:
             raise
