@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipq.calib_data.pipeline import MAX_SKIPPED_FRACTION, decode
+from clipq.calib_data.pipeline import MAX_SKIPPED_FRACTION, decode, without_border
 from clipq.calib_data.preprocess import Preprocess
 from clipq.calib_data.source import Sample
 from clipq.engines.base import Float32
@@ -56,8 +56,7 @@ def read_pixels(
     """
     first, skipped = begin
     chunks = _chunks(images, first, work.batch_size)
-    change = getattr(images.source, "change", None)
-    for pixels in in_order(partial(_decode, preprocess=preprocess, transform=transform, change=change), chunks, work.workers):
+    for pixels in in_order(partial(_decode, preprocess=preprocess, transform=transform), chunks, work.workers):
         skipped += int((~pixels.readable).sum())
         if skipped > MAX_SKIPPED_FRACTION * len(images.index):
             raise DataError(
@@ -90,16 +89,16 @@ def _chunks(images: EvalSet, first: int, size: int) -> Iterator[tuple[int, list[
         yield start, found
 
 
-def _decode(chunk: tuple[int, list[Sample]], *, preprocess: Preprocess, transform: Transform | None, change: Any) -> Pixels:
+def _decode(chunk: tuple[int, list[Sample]], *, preprocess: Preprocess, transform: Transform | None) -> Pixels:
     start, samples = chunk
     shape = (len(samples), 3, *preprocess.size)
     ours, reference = np.empty(shape, np.float32), None if transform is None else np.empty(shape, np.float32)
     readable = np.zeros(len(samples), np.bool_)
     for row, sample in enumerate(samples):
         try:
-            image = decode(sample.data)
+            image = without_border(decode(sample.data), sample.border)
             raw = preprocess.pixels_u8(image)
-            preprocess.normalise((raw if change is None else change(raw, sample.id))[None], out=ours[row : row + 1])
+            preprocess.normalise((raw if sample.change is None else sample.change.apply(raw, sample.id))[None], out=ours[row : row + 1])
             theirs = None if transform is None else transform(image)
         except Exception:  # noqa: BLE001, S112 - Pillow raises many kinds on broken bytes; the row is counted as unreadable
             continue
