@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipq.evaluate.answers import Answers
 from clipq.evaluate.metrics.arrays import Int64, Matrix
+from clipq.evaluate.metrics.calibration_shift import calibration_shift
 from clipq.evaluate.metrics.paired import cosine_drift, disagreement, flips, js_divergence_of_logits
 
 
@@ -18,8 +19,9 @@ def compare(labels: Int64, baseline: Answers, engine: Answers, baseline_embeddin
         embeddings: Those of the engine.
 
     Returns:
-        Shares in [0, 1], divergence in nats, cosines in [-1, 1].
+        Shares in [0, 1], divergence in nats, cosines in [-1, 1], and the calibration shift, 0 or more.
     """
+    before, after = ((side.confidence, side.predictions == labels) for side in (baseline, engine))
     changed = flips(labels, baseline.predictions, engine.predictions)
     drift = cosine_drift(baseline_embeddings, embeddings)
     return {
@@ -29,6 +31,7 @@ def compare(labels: Int64, baseline: Answers, engine: Answers, baseline_embeddin
         "flips_neg_to_pos": changed.wrong_to_correct,
         "flips_neg_to_other_neg": changed.wrong_to_other_wrong,
         "js_divergence": js_divergence_of_logits(baseline.class_scores, engine.class_scores),
+        "calibration_shift": calibration_shift(before, after),
         "cosine_mean": drift.mean,
         "cosine_p1": drift.p1,
         "cosine_min": drift.min,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from clipq.errors import ClipqError, unknown_name
 from clipq.evaluate.correction import add_holm
+from clipq.evaluate.metrics.calibration_shift import calibration_shift
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.metrics.paired import disagreement, flips
 from clipq.evaluate.report.read import StoredReport
@@ -156,11 +157,13 @@ def _agreement(a: Side, b: Side, data: str) -> dict[str, float]:
         return {}
     first, second = rows[0]["prediction"], rows[1]["prediction"]
     changed = flips(rows[0]["label"], first, second)
+    before, after = ((side["confidence"], side["prediction"] == side["label"]) for side in rows)
     return {
         "disagreement": disagreement(first, second),
         "flips": changed.flips,
         "flips_pos_to_neg": changed.correct_to_wrong,
         "flips_neg_to_pos": changed.wrong_to_correct,
+        "calibration_shift": calibration_shift(before, after),
     }
 
 

@@ -4,8 +4,8 @@ Three answers, because a small sample that shows no loss has not shown that ther
 
 * ``do not ship``: the best estimate of at least one gate is beyond its limit. The estimate decides, not the proof of a loss:
   a deployment engineer carries the risk of shipping, so doubt counts against the engine.
-* ``not shown``: nothing failed, but an interval reaches beyond a limit. ``ship`` is false: nobody has shown that it may. A caution
-  names how many images would settle it.
+* ``not shown``: nothing failed, but an interval reaches beyond a limit, or a calibration error near chance hides what may be beyond it.
+  ``ship`` is false: nobody has shown that it may. A caution names how many images would settle it.
 * ``ship``: every interval is on the good side.
 
 Bootstrap intervals collapse when hardly an image differs, so none is taken to be narrower than the rule of three allows (3 / n).
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clipq.evaluate.domination import dominated_by, domination
+from clipq.evaluate.gates.chance import hidden_rise
 from clipq.evaluate.gates.judging import judge_reading
 from clipq.evaluate.gates.parse import parse_gate
 from clipq.evaluate.gates.presets import Group, read_gates
@@ -59,7 +60,7 @@ def _judge_group(report: Mapping[str, Any], group: Group) -> Iterator[dict[str, 
     for gate in group.gates:
         for reading in readings(gate, report):
             seen.add(reading.engine)
-            yield {**judge_reading(gate, reading), "preset": group.preset}
+            yield {**judge_reading(gate, reading, hidden_rise(gate, report, reading)), "preset": group.preset}
     first = group.gates[0]
     for engine in report["engines"]:
         concerned = engine != report["baseline"] and first.engine in {None, engine}

@@ -10,6 +10,7 @@ from report_example import ID, OOD, make_example
 
 from clipq.evaluate.correction import add_holm
 from clipq.evaluate.entries import measurements
+from clipq.evaluate.metrics.calibration import ece_by_chance
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits
 from clipq.evaluate.report import names, tables, view
 from clipq.evaluate.report.html import render_html
@@ -134,7 +135,7 @@ def test_an_ece_near_chance_is_said():
     report, samples = make_example()
     report = json.loads(json.dumps(report))
     rows = grouped(samples)
-    chance = view.expected_ece15(rows["torch-fp32", ID, ID]["confidence"])
+    chance = ece_by_chance(rows["torch-fp32", ID, ID]["confidence"])
     for times, warned in ((1.5, True), (5.0, False)):
         report["results"]["torch-fp32"][ID]["ece15"]["value"] = times * chance
         assert ("close to chance" in view.sample_notes(report, rows)[0]) == warned

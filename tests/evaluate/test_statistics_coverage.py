@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from clipq.evaluate.metrics.calibration import BINS, bin_index, ece
+from clipq.evaluate.metrics.calibration import BINS, ECE_CHANCES, bin_index, ece, ece_by_chance
 from clipq.evaluate.metrics.detection import auroc
 from clipq.evaluate.metrics.outcomes import outcomes_from_predictions
-from clipq.evaluate.report.view import ECE_CHANCES, expected_ece15
 from clipq.evaluate.statistics.bca import bca_interval
 from clipq.evaluate.statistics.bootstrap import percentile_interval, resample_counts
 from clipq.evaluate.statistics.classification import classification_estimates
@@ -181,7 +180,7 @@ def test_ece_is_not_covered_near_chance_and_the_report_warns():
     assert delta < 0.2
     assert seen < 0.6 * _true_ece(0.05)
     baseline = _answers(np.random.default_rng(0), n, gaps)[0]
-    assert ece(*baseline) < ECE_CHANCES * expected_ece15(baseline[0])
+    assert ece(*baseline) < ECE_CHANCES * ece_by_chance(baseline[0])
 
 
 def test_why_ece_has_no_bca_interval():

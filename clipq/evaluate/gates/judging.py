@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from clipq.evaluate.gates.chance import Hidden
 from clipq.evaluate.gates.gate import Gate
 from clipq.evaluate.gates.readings import Reading
 from clipq.evaluate.report.format import difference, interval, quantity, relative
@@ -12,29 +13,30 @@ from clipq.evaluate.report.format import difference, interval, quantity, relativ
 Outcome = Literal["pass", "fail", "unproven"]
 
 
-def judge_reading(gate: Gate, reading: Reading) -> dict[str, Any]:
+def judge_reading(gate: Gate, reading: Reading, hidden: Hidden | None = None) -> dict[str, Any]:
     """Judge one number by one rule and return the entry of ``report["gates"]``.
 
     ``fail`` when the estimate is on the failing side; ``unproven`` when it is not but its 95 % interval reaches the failing side,
     so that the sample is too small to show it (``fail`` where the interval has to decide: non-inferiority); else ``pass``. Numbers
     without a notion of an interval (speed, size, cosine, divergence) are judged on the estimate. What was not measured fails: a gate
-    that never looked must not let through.
+    that never looked must not let through. Where the interval is on the good side, but chance may hide more than the limit
+    allows (``hidden``), nothing is shown either.
     """
-    outcome = _outcome(gate, reading)
+    outcome = _outcome(gate, reading, hidden)
     needed = images_needed(gate, reading) if _undecided(gate, reading) else None
     scaled = None if reading.ci95 is None else [end * gate.scale for end in reading.ci95]
     value = None if reading.value is None else reading.value * gate.scale
-    why = _sentence(gate, reading, outcome, needed)
+    why = _sentence(gate, reading, outcome, needed) + (_unseen(gate, hidden) if hidden and _overlooked(gate, reading, hidden) else "")
     return {
         "rule": gate.rule, "engine": reading.engine, "data": reading.data, "value": value, "ci95": scaled,
         "outcome": outcome, "n": reading.n, "n_needed": needed, "why": why,
     }  # fmt: skip
 
 
-def _outcome(gate: Gate, reading: Reading) -> Outcome:
+def _outcome(gate: Gate, reading: Reading, hidden: Hidden | None) -> Outcome:
     if reading.value is None or gate.fails(reading.value * gate.scale):
         return "fail"
-    if _undecided(gate, reading):
+    if _undecided(gate, reading) or _overlooked(gate, reading, hidden):
         return "fail" if gate.whole else "unproven"
     return "pass"
 
@@ -46,6 +48,18 @@ def _undecided(gate: Gate, reading: Reading) -> bool:
     if reading.ci95 is None:
         return gate.kind not in {"paired", "bench"}
     return any(gate.fails(end * gate.scale) for end in reading.ci95)
+
+
+def _overlooked(gate: Gate, reading: Reading, hidden: Hidden | None) -> bool:
+    """Tell whether estimate and interval are on the good side, and chance may hide what is not."""
+    if hidden is None or reading.value is None or gate.fails(reading.value * gate.scale) or _undecided(gate, reading):
+        return False
+    return gate.fails(hidden.most * gate.scale)
+
+
+def _unseen(gate: Gate, hidden: Hidden) -> str:
+    most = "" if math.isinf(hidden.most) else f" of up to {_show(gate, hidden.most)}"
+    return f"; {hidden.why}{most}: nothing is shown. Gates on signed_gap or brier have no such bias"
 
 
 def images_needed(gate: Gate, reading: Reading) -> int | None:
@@ -71,7 +85,7 @@ def _sentence(gate: Gate, reading: Reading, outcome: Outcome, needed: int | None
         return f"{gate.rule}: not measured{reading.where}, so it cannot pass"
     limit = f"the limit of {_show(gate, gate.limit / gate.scale)}"
     facts = f"{_facts(gate, reading)}: "
-    if outcome == "pass":
+    if outcome == "pass" or not (gate.fails(reading.value * gate.scale) or _undecided(gate, reading)):
         return f"{facts}within {limit}"
     if _undecided(gate, reading):
         meaning = "its interval is not, so nothing is shown" if gate.whole else "the sample cannot show it"

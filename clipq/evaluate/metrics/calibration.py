@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipq.errors import DataError
-from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_confidence
+from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_confidence, as_vector
 
 BINS = 15
+ECE_CHANCES = 3.5  # times the ECE by chance, above which intervals of the ECE and its differences were found to hold the truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,24 @@ def ece(confidence: Array, correct: Array, bins: int = BINS) -> float:
     values, hits = as_confidence(confidence, correct)
     gaps = np.bincount(bin_index(values, bins), weights=hits - values, minlength=bins)
     return float(np.abs(gaps).sum() / len(values))
+
+
+def ece_by_chance(confidence: Array, bins: int = BINS) -> float:
+    """Return the ECE that a perfectly calibrated model with these confidences shows by chance, in [0, 1].
+
+    In bin b the gap is the mean of n_b independent Bernoulli errors, nearly normal, so that its mean absolute value is
+    sqrt(2/pi) times its standard deviation: sum over bins of sqrt(2/pi * sum p (1 - p)) / n.
+
+    Args:
+        confidence: Probability of the prediction, ``(n,)``.
+        bins: Number of bins.
+
+    >>> round(ece_by_chance(np.full(100, 0.5)), 6)
+    0.039894
+    """
+    values = as_vector(confidence, "confidences")
+    variance = np.bincount(bin_index(values, bins), values * (1 - values))
+    return float(np.sqrt(2 / np.pi * variance).sum() / len(values))
 
 
 def mce(confidence: Array, correct: Array, bins: int = BINS) -> float:

@@ -49,6 +49,12 @@ METRICS: Mapping[str, Quantity] = {
         "Mean distance between confidence and accuracy in 15 bins of equal width; 0 to 100 %. It is biased upwards on few images.",
         "Naeini et al. 2015; Guo et al. 2017",
     ),
+    "ece15_by_chance": Quantity(
+        "ECE-15 by chance",
+        "neither",
+        "The ECE-15 that a perfectly calibrated model with these confidences shows by chance. Below about 3.5 times this an ECE-15 "
+        "tells little, and a rise of it comes out too small.",
+    ),
     "ece_em15": Quantity("ECE, equal mass", "low", "The same with 15 bins of equally many images.", "Nguyen & O'Connor 2015"),
     "ece_sweep": Quantity("ECE, sweep", "low", "The same with as many bins as keep accuracy monotone.", "Roelofs et al. 2022"),
     "ece_debiased": Quantity("ECE, debiased", "low", "Root of the bias-corrected squared error.", "Kumar et al. 2019"),
@@ -135,8 +141,15 @@ METRICS: Mapping[str, Quantity] = {
 # The metrics of ``METRICS`` in families, each a table of its own.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "accuracy and proper scores": ("acc1", "acc5", "mean_per_class_recall", "nll", "brier"),
-    "calibration": ("ece15", "signed_gap", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde", "ece_kde_bandwidth", "ece_classwise"),
-    "calibration, worst bin and after mending": ("mce", "rmsce", "ece15_after_temperature", "temperature", "ece15_after_isotonic"),
+    "calibration": ("ece15", "ece15_by_chance", "signed_gap", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde", "ece_kde_bandwidth"),
+    "calibration per class, of the worst bin and after mending": (
+        "ece_classwise",
+        "mce",
+        "rmsce",
+        "ece15_after_temperature",
+        "temperature",
+        "ece15_after_isotonic",
+    ),
     "parts of the Brier score": ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within"),
     "selective prediction": (
         *("aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95"),
@@ -201,6 +214,13 @@ PAIRED: Mapping[str, Quantity] = {
     "flips_neg_to_pos": Quantity("Wrong to right", "high", "Share of images the baseline has wrong and the engine right."),
     "flips_neg_to_other_neg": Quantity("Wrong to other wrong", "low", "Share of images both have wrong, with different classes."),
     "js_divergence": Quantity("JS divergence", "low", "Mean distance of the two probability vectors; 0 to 0.693.", "Lin 1991", "nats"),
+    "calibration_shift": Quantity(
+        "Calibration shift, at most",
+        "low",
+        "Upper 95 % end of how far the ECE-15 can be from the baseline's, as a fraction: the calibration gaps of both, bin by bin on "
+        "the same images, so that chance hides nothing.",
+        unit="number",
+    ),
     "temperature_ratio": Quantity(
         "Temperature ratio",
         "neither",

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from clipq.evaluate.correction import FAMILY
-from clipq.evaluate.metrics.calibration import bin_index
+from clipq.evaluate.metrics.calibration import ECE_CHANCES, ece_by_chance
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, SPECTRAL, Quantity
@@ -23,7 +22,6 @@ OUTCOMES = {
 }
 TESTS = "Exact McNemar (mid-p) for top-1 and top-5 accuracy, DeLong for AUROC, the bootstrap for all others"
 _SHOWN_REASONS = 2
-ECE_CHANCES = 3.5  # times the ECE by chance, above which intervals of the ECE and its differences were found to hold the truth
 _ECE_WARNING = (
     " That is close to chance: the ECE and its interval lie too high, and differences between engines come out too small. "
     "The Brier score and the over-confidence have no such bias; more images lessen it."
@@ -227,20 +225,6 @@ def skipped(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def expected_ece15(confidence: npt.NDArray[np.floating[Any]]) -> float:
-    """Return the ECE-15 that a perfectly calibrated model with these confidences shows by chance, in [0, 1].
-
-    In bin b the gap is the mean of n_b independent Bernoulli errors, nearly normal, so that its mean absolute value is
-    sqrt(2/pi) times its standard deviation: sum over bins of sqrt(2/pi * sum p (1 - p)) / n.
-
-    Args:
-        confidence: Probability of the prediction, ``(n,)``.
-    """
-    bins = bin_index(confidence)
-    variance = np.bincount(bins, confidence * (1 - confidence))
-    return float(np.sqrt(2 / np.pi * variance).sum() / len(confidence))
-
-
 def sample_notes(report: Mapping[str, Any], rows: Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]) -> list[str]:
     """Return, per labelled data set, how much of the ECE is there by chance at this n; ``rows`` as ``samples.grouped`` gives them."""
     notes = []
@@ -248,7 +232,7 @@ def sample_notes(report: Mapping[str, Any], rows: Mapping[tuple[str, str, str], 
     for data in tables.labelled(report):
         if (baseline, data, data) in rows:
             confidence = rows[baseline, data, data]["confidence"]
-            value, by_chance = report["results"][baseline][data].get("ece15", {}).get("value"), expected_ece15(confidence)
+            value, by_chance = report["results"][baseline][data].get("ece15", {}).get("value"), ece_by_chance(confidence)
             shown, chance = quantity(value, "fraction"), quantity(by_chance, "fraction")
             notes.append(
                 f"{data}, n = {len(confidence):,}: a perfectly calibrated model with these confidences would show an ECE-15 "

@@ -43,8 +43,9 @@ def classification_estimates(
     """Return METRIC key -> estimate for one engine, paired against a baseline where there is one.
 
     With several engines, ``resample_classification`` once for each and ``compare`` for each pair does less work.
-    Some metrics are not resampled and have no interval: ``ece_sweep``, ``ece_classwise``, the parts of the Brier score and ``temperature``
-    would have to be computed anew from all probabilities, and in ``ece_kde`` copies of a sample would stand in for the sample left out.
+    Some metrics are not resampled and have no interval: ``ece15_by_chance`` is a scale for others; ``ece_sweep``, ``ece_classwise``, the
+    parts of the Brier score and ``temperature`` would have to be computed anew from all probabilities, and in ``ece_kde`` copies of a
+    sample would stand in for the sample left out.
 
     Raises:
         DataError: The two were not run on the same samples.
@@ -93,6 +94,7 @@ def _all_values(outcomes: Outcomes, calibration_metrics: Mapping[str, Callable[[
     for name, metric in calibration_metrics.items():
         if len(outcomes) >= FEWEST.get(name, 1):
             values[name] = metric(confidence, correct)
+    values["ece15_by_chance"] = calibration.ece_by_chance(confidence)
     if "ece_kde" in values:
         values["ece_kde_bandwidth"] = kernel.kde_bandwidth(confidence)
     if outcomes.brier_parts is not None:
