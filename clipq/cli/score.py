@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from clipq.cli.options import add_json, add_output, add_quiet, add_seed
+from clipq.cli.suite_options import add_resamples
 from clipq.errors import UsageError
 from clipq.files import write_json
 from clipq.progress import note
 
 EPILOG = """files:
   .npz  logits (n, classes) or probabilities (n, classes), and labels (n,); no pickled objects
+  .npy  a folder with logits.npy or probabilities.npy and labels.npy, or such a file by itself: labels of int8-logits.npy are in
+        int8-labels.npy
   .csv  true_label,pred_label,confidence: gives the metrics that need no more than these
+
+Logits of more than 256 MiB stay on disk and are read a few rows at a time, so memory does not grow with samples times classes;
+an .npz that numpy.savez_compressed wrote is unpacked into the temporary folder for that.
 
 Definitions of the metrics stand in the docstrings of clipq/evaluate/metrics."""
 
@@ -23,9 +29,11 @@ Definitions of the metrics stand in the docstrings of clipq/evaluate/metrics."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``clipq score``."""
     parser.epilog = EPILOG
-    parser.add_argument("file", metavar="FILE", type=Path, help="stored outputs, .npz or .csv")
+    parser.add_argument("file", metavar="FILE", type=Path, help="stored outputs: .npz, .csv, .npy or a folder of .npy files")
     parser.add_argument("--baseline", metavar="FILE", type=Path, help="outputs for the same samples to compare with, e.g. of FP32")
     parser.add_argument("--ood", metavar="FILE", type=Path, help="outputs for out-of-distribution samples; labels are not needed")
+    before = "the baseline's outputs for the samples of --ood: differences of the OOD metrics"
+    parser.add_argument("--baseline-ood", metavar="FILE", type=Path, help=before)
     parser.add_argument("--logits", metavar="NAME", default="logits", help="name of the logits in .npz files (default: logits)")
     parser.add_argument(
         "--probabilities", metavar="NAME", default="probabilities", help="name of the probabilities in .npz files (default: probabilities)"
@@ -33,19 +41,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="NAME", default="labels", help="name of the labels in .npz files (default: labels)")
     add_output(parser, "folder for score.json", required=False)
     add_json(parser)
+    add_resamples(parser)
     add_seed(parser)
     add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute, print and write the metrics; return 0."""
+    if args.resamples < 1:
+        raise UsageError("--resamples is too small", found=args.resamples, expected="1 or more")
     if args.seed < 0:
         raise UsageError("--seed is negative", found=args.seed, expected="0 or more")
     from clipq.evaluate.stored import Keys
     from clipq.evaluate.stored_score import score_files
 
     keys = Keys(args.logits, args.probabilities, args.labels)
-    result = score_files(args.file, keys, baseline=args.baseline, ood_file=args.ood, seed=args.seed)
+    result = score_files(
+        args.file, keys, baseline=args.baseline, ood_file=args.ood, baseline_ood=args.baseline_ood, resamples=args.resamples, seed=args.seed
+    )
     if args.json == "-":
         print(json.dumps(result, indent=2, allow_nan=False))
     else:

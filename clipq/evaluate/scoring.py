@@ -26,7 +26,7 @@ from clipq.evaluate.robustness.noise import CELL_METRICS
 from clipq.evaluate.statistics.bootstrap import Resampled, compare
 from clipq.evaluate.statistics.classification import resample_classification
 from clipq.evaluate.statistics.ood import resample_ood
-from clipq.evaluate.thresholds import thresholds_of
+from clipq.evaluate.statistics.quantile import thresholds_of
 from clipq.machine import usable_cores
 from clipq.progress import bar
 

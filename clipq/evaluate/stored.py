@@ -1,27 +1,30 @@
-"""Outputs that someone stored: ``.npz`` with logits or probabilities, ``.csv`` with predictions; nothing in them is ever executed."""
+"""Outputs that someone stored: arrays with logits or probabilities, ``.csv`` with predictions; nothing in them is ever executed."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clipq.errors import DataError, RefusedError, UsageError
-from clipq.evaluate.metrics.arrays import Array, Float64, Int64, as_vector
+from clipq.evaluate.disk_arrays import DiskArray, open_npy, open_npz
+from clipq.evaluate.metrics.arrays import Array, Float64, Int64, Matrix, as_vector
 from clipq.evaluate.metrics.outcomes import Outcomes, outcomes_from_logits, outcomes_from_predictions, outcomes_from_probabilities
 
 COLUMNS = ("true_label", "pred_label", "confidence")
+KINDS = "an .npz, .npy or .csv file, or a folder of .npy files"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Names of the arrays in an ``.npz`` file."""
+    """Names of the arrays in an ``.npz`` file, and of ``.npy`` files in a folder."""
 
     logits: str = "logits"
     probabilities: str = "probabilities"
@@ -40,8 +43,8 @@ class Stored:
         labels: ``(n,)``; None in a file of OOD samples.
     """
 
-    logits: Array | None = None
-    probabilities: Array | None = None
+    logits: Matrix | None = None
+    probabilities: Matrix | None = None
     confidence: Float64 | None = None
     predictions: Int64 | None = None
     labels: Array | None = None
@@ -64,11 +67,13 @@ class Stored:
 
 
 def read_stored(path: Path, keys: Keys, *, labelled: bool = True) -> Stored:
-    """Read a ``.npz`` or ``.csv`` file.
+    """Read an ``.npz`` or ``.csv`` file, or ``.npy`` files: those of a folder, or one with its labels beside it.
+
+    Logits and probabilities of more than 256 MiB stay on disk and are read block by block.
 
     Args:
-        path: The file.
-        keys: Names of the arrays in an ``.npz`` file.
+        path: The file or folder.
+        keys: Names of the arrays.
         labelled: Whether labels must be there; a file of OOD samples needs none.
 
     Raises:
@@ -76,15 +81,49 @@ def read_stored(path: Path, keys: Keys, *, labelled: bool = True) -> Stored:
         RefusedError: It is, or holds, a pickle.
         DataError: It cannot be read, or lacks what is needed.
     """
+    if path.is_dir():
+        return _from_files(path, keys, _in_folder(path, keys), labelled=labelled)
     if not path.is_file():
-        raise UsageError(f"no file at {path}", expected="an .npz or .csv file")
+        raise UsageError(f"no file at {path}", expected=KINDS)
     if path.suffix in PICKLES or _starts_like_a_pickle(path):
         raise RefusedError(f"{path} is a pickle, which can run code when it is read", fix="Save the arrays with numpy.savez instead.")
     if path.suffix == ".npz":
-        return _read_npz(path, keys, labelled=labelled)
+        return _from_arrays(path, keys, open_npz(path), labelled=labelled)
+    if path.suffix == ".npy":
+        return _from_files(path, keys, pair_of(path, keys), labelled=labelled)
     if path.suffix == ".csv":
         return _read_csv(path, labelled=labelled)
-    raise UsageError(f"{path} is of an unknown kind", found=path.suffix or "no suffix", expected=".npz or .csv")
+    raise UsageError(f"{path} is of an unknown kind", found=path.suffix or "no suffix", expected=KINDS)
+
+
+def files_of(path: Path, keys: Keys) -> list[Path]:
+    """Return the files that ``read_stored`` reads for this path."""
+    if path.is_dir():
+        return [file for file in _in_folder(path, keys).values() if file.is_file()]
+    return [file for file in pair_of(path, keys).values() if file.is_file()] if path.suffix == ".npy" else [path]
+
+
+def pair_of(path: Path, keys: Keys) -> dict[str, Path]:
+    """Return array name -> file of a ``.npy`` file and its labels: ``int8-logits.npy`` has them in ``int8-labels.npy``.
+
+    Raises:
+        UsageError: The name does not say what the array is.
+
+    >>> [file.name for file in pair_of(Path("int8-logits.npy"), Keys()).values()]
+    ['int8-logits.npy', 'int8-labels.npy']
+    """
+    for name in (keys.logits, keys.probabilities):
+        if name in path.stem:
+            return {name: path, keys.labels: path.with_name(path.name.replace(name, keys.labels))}
+    raise UsageError(
+        f"the name of {path} does not say what it holds",
+        expected=f"{keys.logits} or {keys.probabilities} in it",
+        fix="Rename it, or say what is in it: --logits NAME or --probabilities NAME.",
+    )
+
+
+def _in_folder(path: Path, keys: Keys) -> dict[str, Path]:
+    return {name: path / f"{name}.npy" for name in (keys.logits, keys.probabilities, keys.labels)}
 
 
 def _starts_like_a_pickle(path: Path) -> bool:
@@ -92,8 +131,16 @@ def _starts_like_a_pickle(path: Path) -> bool:
         return stream.read(1) == b"\x80"  # the PROTO opcode of every pickle since protocol 2
 
 
-def _read_npz(path: Path, keys: Keys, *, labelled: bool) -> Stored:
-    arrays = _load_arrays(path, keys)
+def _from_files(path: Path, keys: Keys, files: Mapping[str, Path], *, labelled: bool) -> Stored:
+    for file in files.values():
+        if file.is_file() and _starts_like_a_pickle(file):
+            raise RefusedError(f"{file} is a pickle, which can run code when it is read", fix="Save the array with numpy.save instead.")
+    arrays = {name: partial(open_npy, file) for name, file in files.items() if file.is_file()}
+    return _from_arrays(path, keys, arrays, labelled=labelled)
+
+
+def _from_arrays(path: Path, keys: Keys, arrays: Mapping[str, Callable[[], DiskArray]], *, labelled: bool) -> Stored:
+    """Return what the arrays hold; those that are not asked for stay unread."""
     scores = [name for name in (keys.logits, keys.probabilities) if name in arrays]
     if len(scores) != 1 or (labelled and keys.labels not in arrays):
         raise DataError(
@@ -102,23 +149,12 @@ def _read_npz(path: Path, keys: Keys, *, labelled: bool) -> Stored:
             expected=f"either {keys.logits} or {keys.probabilities}, and {keys.labels}",
             fix="Say which is which: --logits NAME or --probabilities NAME, and --labels NAME.",
         )
-    return Stored(logits=arrays.get(keys.logits), probabilities=arrays.get(keys.probabilities), labels=arrays.get(keys.labels))
-
-
-def _load_arrays(path: Path, keys: Keys) -> Mapping[str, Array]:
-    """Return the arrays of a file; those that are not asked for stay unread (and empty here)."""
-    needed = (keys.logits, keys.probabilities, keys.labels)
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] if name in needed else np.empty(0) for name in archive.files}
-    except ValueError as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
-            raise RefusedError(
-                f"{path} holds Python objects, which can run code when they are read", fix="Save plain number arrays with numpy.savez."
-            ) from error
-        raise DataError(f"{path} is not an .npz file", found="something else", fix="Write it with numpy.savez.") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, AttributeError, TypeError) as error:
+        matrix = arrays[scores[0]]().matrix(scores[0])
+        labels = arrays[keys.labels]().read() if keys.labels in arrays else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read", found=error, fix="Write it again with numpy.savez.") from error
+    return Stored(logits=matrix, labels=labels) if scores[0] == keys.logits else Stored(probabilities=matrix, labels=labels)
 
 
 def _read_csv(path: Path, *, labelled: bool) -> Stored:

@@ -14,62 +14,86 @@ from clipq.evaluate.mending import temperature_ratio
 from clipq.evaluate.metrics import ood, paired
 from clipq.evaluate.metrics.arrays import Float64
 from clipq.evaluate.metrics.outcomes import Outcomes
-from clipq.evaluate.metrics.probabilities import softmax
 from clipq.evaluate.statistics.bootstrap import RESAMPLES, Estimate
 from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import ood_estimates
+from clipq.evaluate.statistics.quantile import thresholds_of
 from clipq.evaluate.statistics.significance import minimum_detectable_loss
-from clipq.evaluate.stored import Keys, Stored, read_stored
-from clipq.files import sha256_file
+from clipq.evaluate.stored import KINDS, Keys, Stored, files_of, read_stored
+from clipq.files import sha256_file, sha256_json
 from clipq.machine import describe_machine, library_versions, now
 
 SCHEMA = "clipq.score/1"
 SMALL_N = 10_000
 
 
-def score_files(file: Path, keys: Keys, *, baseline: Path | None = None, ood_file: Path | None = None, seed: int = 0) -> dict[str, Any]:
+def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
+    file: Path,
+    keys: Keys,
+    *,
+    baseline: Path | None = None,
+    ood_file: Path | None = None,
+    baseline_ood: Path | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return the metrics of a file as a JSON value: METRIC keys at the top, beside schema, provenance, notes, paired and ood.
 
     Args:
-        file: Stored outputs, ``.npz`` or ``.csv``.
-        keys: Names of the arrays in ``.npz`` files.
+        file: Stored outputs: see ``read_stored``.
+        keys: Names of the arrays.
         baseline: Outputs for the same samples; every metric then has a paired delta.
-        ood_file: Outputs for OOD samples.
+        ood_file: Outputs for OOD samples; with a baseline, also what its threshold accepts of them.
+        baseline_ood: The baseline's outputs for the same OOD samples; the OOD metrics then have deltas too.
+        resamples: Bootstrap resamples.
         seed: Of the resamples.
 
     Raises:
-        UsageError: A file is not there, or of another kind.
+        UsageError: A file is not there, or of another kind, or one is given that has no use without another.
         RefusedError: A file is, or holds, a pickle.
         DataError: A file cannot be read, or its arrays are not what their names say.
     """
-    result: dict[str, Any] = {"schema": SCHEMA, "provenance": _provenance({"file": file, "baseline": baseline, "ood": ood_file}, seed)}
+    if baseline_ood and not (baseline and ood_file):
+        raise UsageError("--baseline-ood has no use alone", expected="--baseline and --ood beside it")
+    named = {"file": file, "baseline": baseline, "ood": ood_file, "baseline_ood": baseline_ood}
+    result: dict[str, Any] = {"schema": SCHEMA, "provenance": _provenance(named, keys, resamples, seed)}
     engine = read_stored(file, keys)
     outcomes = engine.outcomes()
     reference = read_stored(baseline, keys) if baseline else None
     before = reference.outcomes() if reference else None
-    estimates = classification_estimates(before, outcomes, seed=seed)
+    estimates = classification_estimates(before, outcomes, resamples=resamples, seed=seed)
     result |= {name: _as_json(estimate) for name, estimate in estimates.items()}
     if reference is not None and before is not None:
         result["paired"] = _paired(reference, engine, before, outcomes)
     if ood_file:
-        result["ood"] = _ood(engine, read_stored(ood_file, keys, labelled=False), seed)
+        outside, before_outside = (read_stored(path, keys, labelled=False) if path else None for path in (ood_file, baseline_ood))
+        assert outside is not None
+        result["ood"] = _ood((engine, outside), (reference, before_outside), resamples=resamples, seed=seed)
     result["notes"] = _notes(outcomes, estimates, before)
     return result
 
 
-def _provenance(named: Mapping[str, Path | None], seed: int) -> dict[str, Any]:
+def _provenance(named: Mapping[str, Path | None], keys: Keys, resamples: int, seed: int) -> dict[str, Any]:
     files = {role: path for role, path in named.items() if path is not None}
     for path in files.values():
-        if not path.is_file():
-            raise UsageError(f"no file at {path}", expected="an .npz or .csv file")
+        if not path.exists():
+            raise UsageError(f"no file at {path}", expected=KINDS)
     return {
-        "files": {role: {"name": path.name, "sha256": sha256_file(path)} for role, path in files.items()},
-        "resamples": RESAMPLES,
+        "files": {role: _hashed(path, keys) for role, path in files.items()},
+        "resamples": resamples,
         "seed": seed,
         "created": now(),
         "machine": describe_machine(),
         "versions": library_versions(),
     }
+
+
+def _hashed(path: Path, keys: Keys) -> dict[str, Any]:
+    """Return the name and hash of a file; of several ``.npy`` files, the hash over those of each."""
+    hashes = {file.name: sha256_file(file) for file in files_of(path, keys)}
+    if list(hashes) == [path.name]:
+        return {"name": path.name, "sha256": hashes[path.name]}
+    return {"name": path.name, "sha256": sha256_json(hashes), "files": hashes}
 
 
 def _as_json(estimate: Estimate) -> dict[str, Any]:
@@ -92,7 +116,7 @@ def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes)
         "flips_neg_to_pos": flips.wrong_to_correct,
     }
     if baseline.logits is not None and engine.logits is not None:
-        values["js_divergence"] = paired.js_divergence(softmax(baseline.logits), softmax(engine.logits))
+        values["js_divergence"] = paired.js_divergence_of_logits(baseline.logits, engine.logits)
     elif baseline.probabilities is not None and engine.probabilities is not None:
         values["js_divergence"] = paired.js_divergence(baseline.probabilities, engine.probabilities)
     values |= temperature_ratio(before.temperature, after.temperature)
@@ -100,21 +124,25 @@ def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes)
     return values
 
 
-def _ood(inside: Stored, outside: Stored, seed: int) -> dict[str, Any]:
-    id_scores, ood_scores = _ood_scores(inside), _ood_scores(outside)
-    shared = [name for name in id_scores if name in ood_scores]
-    if len(shared) != len(id_scores) or len(shared) != len(ood_scores):
-        raise DataError(
-            "FILE and --ood hold different things",
-            found=f"scores {', '.join(id_scores)} and {', '.join(ood_scores)}",
-            expected="both logits, both probabilities or both .csv",
-        )
+def _ood(engine: tuple[Stored, Stored], baseline: tuple[Stored | None, Stored | None], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the OOD metrics of an engine's ID and OOD outputs; a baseline's ID outputs alone give the threshold that is transferred."""
+    id_scores, ood_scores = map(_ood_scores, engine)
+    before_id, before_ood = (None if side is None else _ood_scores(side) for side in baseline)
+    for option, scores in (("--ood", ood_scores), ("--baseline", before_id), ("--baseline-ood", before_ood)):
+        if scores is not None and list(scores) != list(id_scores):
+            raise DataError(
+                f"FILE and {option} hold different things",
+                found=f"scores {', '.join(id_scores)} and {', '.join(scores)}",
+                expected="both logits, both probabilities or both .csv",
+            )
     report: dict[str, Any] = {}
-    for name in shared:
-        estimates = ood_estimates(None, (id_scores[name], ood_scores[name]), seed=seed)
+    for name, own in id_scores.items():
+        before = None if before_id is None or before_ood is None else (before_id[name], before_ood[name])
+        tuned_on = None if before_id is None else before_id[name]
+        estimates = ood_estimates(before, (own, ood_scores[name]), tuned_on=tuned_on, resamples=resamples, seed=seed)
         report[name] = {metric: _as_json(estimate) for metric, estimate in estimates.items()}
     sizes = {"n_id": len(next(iter(id_scores.values()))), "n_ood": len(next(iter(ood_scores.values())))}
-    return {**sizes, "scores": report}
+    return {**sizes, "thresholds": thresholds_of(id_scores), "scores": report}
 
 
 def _ood_scores(stored: Stored) -> dict[str, Float64]:

@@ -1,4 +1,4 @@
-"""Thresholds to deploy: the OOD score that keeps 95 % of the known images, for each engine, and saved into its bundle."""
+"""Thresholds to deploy, saved into a bundle beside the engines that they belong to."""
 
 from __future__ import annotations
 
@@ -12,36 +12,12 @@ from typing import Any
 from clipq import __version__
 from clipq.artifact import Bundle, describe_file, write_manifest
 from clipq.errors import ClipqError, RefusedError
-from clipq.evaluate.metrics.arrays import Float64
-from clipq.evaluate.metrics.detection import accepted_share, threshold_id_pos
 from clipq.evaluate.provenance import engine_files
-from clipq.evaluate.statistics.quantile import quantile_interval
+from clipq.evaluate.statistics.quantile import KEEPS
 from clipq.files import locked, write_json
 from clipq.progress import note
 
 SCHEMA = "clipq.thresholds/1"
-KEEPS = 0.95
-
-
-def thresholds_of(scores: Mapping[str, Float64]) -> dict[str, dict[str, Any]]:
-    """Return SCORE -> threshold, its 95 % interval, the images behind it and the share of them that it accepts.
-
-    An image is accepted, as known, where its score is at or below the threshold.
-
-    Args:
-        scores: SCORE -> ``(n,)`` of known images, higher = more OOD.
-
-    >>> import numpy as np
-    >>> thresholds_of({"mcm": np.arange(100.0)})
-    {'mcm': {'threshold': 94.0, 'ci95': [89.0, 99.0], 'n': 100, 'tpr': 0.95}}
-    """
-    return {name: _threshold(values) for name, values in scores.items()}
-
-
-def _threshold(values: Float64) -> dict[str, Any]:
-    threshold = threshold_id_pos(values)
-    ends = list(quantile_interval(values, KEEPS))
-    return {"threshold": threshold, "ci95": ends, "n": len(values), "tpr": accepted_share(values, threshold)}
 
 
 def thresholds_name(engine_id: str) -> str:

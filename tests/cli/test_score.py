@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from clipq.cli.main import main
+from clipq.evaluate import disk_arrays
+from clipq.evaluate.metrics.arrays import Lazy
 from clipq.evaluate.metrics.outcomes import outcomes_from_logits
 from clipq.evaluate.metrics.probabilities import softmax
 from clipq.evaluate.statistics.classification import classification_values
+from clipq.evaluate.stored import Keys, read_stored
 
 EVERY = {
     "acc1", "acc5", "mean_per_class_recall", "nll", "brier", "ece15", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde",
@@ -141,6 +144,96 @@ def test_ood_file(file, data, tmp_path, capsys):
     assert set(result["scores"]["msp"]) == {"auroc", "aupr_in", "aupr_out", "fpr95_id_pos", "fpr95_ood_pos"}
     assert main(["score", str(file), "--ood", str(ood)]) == 0
     assert "300 ID and 100 OOD samples" in capsys.readouterr().out
+
+
+def test_a_threshold_is_transferred(file, data, tmp_path, capsys):
+    """With the baseline's ID outputs there is what its threshold accepts; with its OOD outputs, what that changed; thresholds are said."""
+    engine, ood, before = (tmp_path / name for name in ("int8.npz", "ood.npz", "before.npz"))
+    np.savez(engine, logits=1.3 * data[0], labels=data[1])
+    np.savez(before, logits=data[0][:100] / 3)
+    np.savez(ood, logits=1.3 * data[0][:100] / 3)
+    half = _json(capsys, engine, "--baseline", file, "--ood", ood, "--resamples", "50")["ood"]
+    whole = _json(capsys, engine, "--baseline", file, "--ood", ood, "--baseline-ood", before, "--resamples", "50")
+    top = np.sort(-data[0].max(axis=1))[284]  # 285 of 300 are 95 %
+    kept, let_in = np.mean(-1.3 * data[0].max(axis=1) <= top), np.mean(-1.3 * data[0][:100].max(axis=1) / 3 <= top)
+    for found in (half, whole["ood"]):
+        assert found["scores"]["maxlogit"]["tpr_transfer"]["value"] == pytest.approx(kept)
+        assert found["scores"]["maxlogit"]["fpr_transfer"]["value"] == pytest.approx(let_in)
+        assert found["thresholds"]["maxlogit"]["threshold"] == pytest.approx(1.3 * top)
+    assert "delta" not in half["scores"]["maxlogit"]["fpr_transfer"]
+    delta = let_in - np.mean(-data[0][:100].max(axis=1) / 3 <= top)
+    assert whole["ood"]["scores"]["maxlogit"]["fpr_transfer"]["delta"] == pytest.approx(delta)
+    assert whole["provenance"]["resamples"] == 50
+    assert set(whole["provenance"]["files"]) == {"file", "baseline", "ood", "baseline_ood"}
+    assert main(["score", str(engine), "--baseline-ood", str(before)]) == 2
+    assert "--baseline and --ood beside it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ">f4"])
+def test_large_files_are_read_in_rows(data, tmp_path, capsys, monkeypatch, dtype):
+    """Whatever holds the arrays, and whether they are kept or read again for every pass, every figure is the same."""
+    logits = data[0].astype(dtype)
+    (tmp_path / "folder").mkdir()
+    paths = [tmp_path / name for name in ("plain.npz", "packed.npz", "folder", "a-logits.npy")]
+    np.savez(paths[0], other=np.zeros(5), logits=logits, labels=data[1])
+    np.savez_compressed(paths[1], logits=logits, labels=data[1])
+    for name, path in (("logits", paths[2] / "logits.npy"), ("labels", paths[2] / "labels.npy")):
+        np.save(path, logits if name == "logits" else data[1])
+    np.save(paths[3], logits)
+    np.save(tmp_path / "a-labels.npy", data[1])
+    options = "--baseline", paths[0], "--ood", paths[0], "--resamples", "20"
+    kept = _json(capsys, paths[0], *options)
+    monkeypatch.setattr(disk_arrays, "KEPT_BYTES", 0)
+    assert isinstance(read_stored(paths[0], Keys()).logits, Lazy)
+    for path in paths:
+        read = _json(capsys, path, *options)
+        for part in (*EVERY, "paired", "ood"):
+            assert read[part] == kept[part], (path.name, part)
+    files = read["provenance"]["files"]["file"]
+    assert files["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (paths[3], tmp_path / "a-labels.npy")}
+
+
+def test_large_probabilities_are_read_in_rows(data, tmp_path, capsys, monkeypatch):
+    """Probabilities too, a zero among them; and logits that follow each other by columns are read whole."""
+    path, columns = tmp_path / "p.npz", tmp_path / "c.npz"
+    probabilities = softmax(data[0])
+    probabilities[3] = np.eye(8)[data[1][3]]
+    np.savez(path, probabilities=probabilities, labels=data[1])
+    np.savez(columns, logits=np.asfortranarray(data[0]), labels=data[1])
+    before = [_json(capsys, name, "--ood", name, "--resamples", "20") for name in (path, columns)]
+    monkeypatch.setattr(disk_arrays, "KEPT_BYTES", 0)
+    after = [_json(capsys, name, "--ood", name, "--resamples", "20") for name in (path, columns)]
+    for first, second in zip(before, after, strict=True):
+        assert {key: first[key] for key in first if key != "provenance"} == {key: second[key] for key in second if key != "provenance"}
+
+
+def test_what_is_wrong_in_large_files_is_told(data, tmp_path, capsys, monkeypatch):
+    """A flipped bit, a cut file, NaN in a late row, Python objects and names that say nothing: one line each, nothing is run."""
+    monkeypatch.setattr(disk_arrays, "KEPT_BYTES", 0)
+    flipped, late = (tmp_path / f"{name}.npz" for name in ("flipped", "late"))
+    np.savez(flipped, logits=data[0], labels=data[1])
+    content = bytearray(flipped.read_bytes())
+    content[2000] ^= 1
+    flipped.write_bytes(content)
+    logits = data[0].copy()
+    logits[299, 7] = np.nan
+    np.savez(late, logits=logits, labels=data[1])
+    cut = tmp_path / "logits.npy"
+    np.save(cut, data[0])
+    cut.write_bytes(cut.read_bytes()[:-8])
+    np.save(tmp_path / "labels.npy", data[1])
+    objects = tmp_path / "folder"
+    objects.mkdir()
+    np.save(objects / "logits.npy", np.array([None], dtype=object), allow_pickle=True)
+    np.save(objects / "labels.npy", data[1])
+    nameless = tmp_path / "engine.npy"
+    np.save(nameless, data[0])
+    assert [main(["score", str(path)]) for path in (flipped, late, cut, objects, nameless)] == [1, 1, 1, 5, 2]
+    lines = capsys.readouterr().err.splitlines()
+    for line, words in zip(
+        lines, ("Bad CRC-32", "first at row 299", "is cut short", "can run code", "does not say what it holds"), strict=True
+    ):
+        assert words in line
 
 
 def test_a_probability_of_zero_is_said(tmp_path, capsys):

@@ -23,9 +23,9 @@ from clipq.evaluate import thresholds
 from clipq.evaluate.report.thresholds import threshold_tables
 from clipq.evaluate.statistics.bootstrap import resample_counts
 from clipq.evaluate.statistics.ood import ood_estimates, resample_ood
-from clipq.evaluate.statistics.quantile import quantile_interval
+from clipq.evaluate.statistics.quantile import quantile_interval, thresholds_of
 from clipq.evaluate.suite import EvalOptions, evaluate_bundle
-from clipq.evaluate.thresholds import save_thresholds, thresholds_name, thresholds_of
+from clipq.evaluate.thresholds import save_thresholds, thresholds_name
 from clipq.evaluate.verdict import judge
 from clipq.files import locked
 
