@@ -20,6 +20,7 @@ from clipq.cli.options import (
     comma_list,
     write_json_option,
 )
+from clipq.cli.robustness import add_robustness, robustness_asked
 from clipq.cli.suite_options import add_resamples, add_suite, apply_suite
 from clipq.files import locked, reading
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fallback = "evaluate, and mark, an engine that does not run in the precision it is named after, instead of ending with an error"
     parser.add_argument("--allow-fallback", action="store_true", help=fallback)
     add_neglabel(parser)
+    add_robustness(parser)
     save = "write every engine's OOD thresholds, which keep 95 %% of --data, into the bundle as engines/ENGINE/thresholds.json"
     parser.add_argument("--save-thresholds", action="store_true", help=save)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
@@ -84,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         allow_fallback=args.allow_fallback,
         suite=suite,
         neglabel=neglabel_asked(args),
+        **robustness_asked(args),
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     if args.save_thresholds:

@@ -64,7 +64,7 @@ def apply_suite(args: argparse.Namespace) -> Mapping[str, Any] | None:
         if getattr(args, name) is None:
             action = args.suite_actions[name]
             setattr(args, name, _as_given(action, default, found[name], args.suite) if name in found else default)
-    if not args.data:
+    if not args.data and not args.shift and not args.spurious:
         raise UsageError("no data set to evaluate on", fix="Name some with --data, or a suite with --suite.")
     return record
 

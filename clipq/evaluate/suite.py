@@ -11,7 +11,7 @@ from typing import Any
 from clipq.artifact import Bundle
 from clipq.errors import UsageError
 from clipq.evaluate.answers import probability_rule
-from clipq.evaluate.datasets import load_sets
+from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
 from clipq.evaluate.gates.presets import describe_gates, read_gates
@@ -21,6 +21,8 @@ from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.retrieval import evaluate_retrieval, load_caption_sets
+from clipq.evaluate.robustness.block import Evaluated, robustness_parts
+from clipq.evaluate.robustness.pairs import Pairs, canonical, check_groups, find_pairs
 from clipq.evaluate.scoring import score
 from clipq.evaluate.selection import choose_engines, left_out
 from clipq.evaluate.spectral import diagnose
@@ -52,6 +54,8 @@ class EvalOptions:
         allow_fallback: Evaluate an engine that does not run in its precision too, and mark it.
         suite: What the provenance says of the suite that these options come from.
         neglabel: Also score by NegLabel, in this way.
+        shift: Pairs of a known and a shifted data set, which join ``data``, beside those that the ids tell.
+        spurious: Pairs of a common and a counter group, likewise.
     """
 
     data: tuple[str, ...]
@@ -73,6 +77,8 @@ class EvalOptions:
     allow_fallback: bool = False
     suite: Mapping[str, Any] | None = None
     neglabel: NegLabelOptions | None = None
+    shift: tuple[tuple[str, str], ...] = ()
+    spurious: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         least: dict[str, tuple[float | None, float]] = {
@@ -104,8 +110,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     neglabel = NegLabelPlan.of(options.neglabel) if options.neglabel else None
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
-    images: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "near": options.ood_near, "far": options.ood_far}
-    inside, outside = load_sets(bundle, options.data, options.ood, **images)
+    inside, outside, pairs = _load(bundle, options)
     captioned = load_caption_sets(bundle, options.retrieval, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
@@ -133,12 +138,24 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "thresholds": scores.thresholds,
         "paired": scores.paired,
         **({"retrieval": found.results} if captioned else {}),
+        "robustness": robustness_parts(Evaluated(scores, inside, options.baseline, options.seed), pairs),
         "spectral": diagnose(embedded),
         "bench": measured,
     }
     report["gates"], report["verdict"] = judge(report, options.rules, options.presets)
     write_report(report, scores.samples, folder)
     return report
+
+
+def _load(bundle: Bundle, options: EvalOptions) -> tuple[dict[str, EvalSet], dict[str, EvalSet], Pairs]:
+    """Return the ID and the OOD data sets, and which of the former belong together."""
+    images: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "near": options.ood_near, "far": options.ood_far}
+    asked = {"shift": canonical(options.shift), "spurious": canonical(options.spurious)}
+    named = [data_id for pairs in asked.values() for pair in pairs for data_id in pair]
+    inside, outside = load_sets(bundle, [*options.data, *named], options.ood, **images)
+    pairs = find_pairs(inside, **asked)
+    check_groups({data: images.source.classnames for data, images in inside.items()}, pairs.spurious)
+    return inside, outside, pairs
 
 
 def _engine(bundle: Bundle, engine_id: str, layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

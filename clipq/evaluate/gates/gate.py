@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, Quantity
+from clipq.evaluate.report.robustness_names import ROBUSTNESS
 
-Kind = Literal["results", "ood", "paired", "retrieval", "bench"]
+Kind = Literal["results", "ood", "paired", "retrieval", "robustness", "bench"]
+QUANTITIES: Mapping[Kind, Mapping[str, Quantity]] = {
+    "results": METRICS,
+    "ood": OOD_METRICS,
+    "paired": PAIRED,
+    "retrieval": RETRIEVAL,
+    "robustness": ROBUSTNESS,
+    "bench": BENCH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +29,7 @@ class Gate:
         rule: As it was written.
         engine: The only engine it concerns, or None for all but the baseline.
         kind: The part of the report it reads.
-        score: The only OOD score it concerns, or None.
+        score: The only OOD score, or the only axis of robustness, it concerns, or None.
         metric: Metric, paired key or bench scenario.
         field: ``value``, ``delta``, the same with ``_pp`` (times 100), or ``delta_percent`` (per cent of the baseline's value); of a
             scenario ``p99_s``, ``p99_s.delta`` or ``p99_s.delta_percent``.
@@ -58,8 +68,7 @@ class Gate:
     @property
     def quantity(self) -> Quantity:
         """Return what kind of number it reads."""
-        tables = {"results": METRICS, "ood": OOD_METRICS, "paired": PAIRED, "retrieval": RETRIEVAL, "bench": BENCH}
-        return tables[self.kind][self.key]
+        return QUANTITIES[self.kind][self.key]
 
     def fails(self, value: float) -> bool:
         """Tell whether ``value``, in the unit of the rule, is on the failing side.

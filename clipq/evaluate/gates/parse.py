@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clipq.errors import UsageError, unknown_name
-from clipq.evaluate.gates.gate import Gate, Kind
+from clipq.evaluate.gates.gate import QUANTITIES, Gate, Kind
 from clipq.evaluate.gates.goals import GOALS, compare
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, Quantity
+from clipq.evaluate.report.names import BENCH, OOD_METRICS, SCORES, Quantity
+from clipq.evaluate.report.robustness_names import AGAINST_BASELINE, ROBUSTNESS
+from clipq.evaluate.robustness.pairs import AXES
 
 _ENGINE = r"^\s*(?:(?P<engine>[^\s:<>=]+):\s*)?"
 _NUMBER = r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
@@ -22,8 +24,10 @@ _FORMS: Mapping[Kind, tuple[str, ...]] = {
     "ood": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
     "paired": ("value", "value_pp"),
     "retrieval": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
+    "robustness": ("value", "value_pp", "delta", "delta_pp", "delta_percent"),
     "bench": ("value", "delta", "delta_percent"),
 }
+_KINDS: tuple[Kind, ...] = ("results", "ood", "paired", "retrieval", "robustness")  # a name means the first of these that has it
 OOD_SETS = ("near", "far", "all")
 _ARTEFACT = ("size_bytes", "load_s", "peak_rss_bytes")
 _SCENARIO = re.compile(r"^[a-z]+-b\d+(-device)?$")
@@ -46,7 +50,9 @@ def parse_gate(text: str) -> Gate:
     Before an OOD metric or its score, ``near.``, ``far.`` or ``all.`` means the mean over those OOD sets, and no single pair.
 
     Metrics take the fields ``value``, ``delta``, times 100 ``value_pp`` and ``delta_pp``, and ``delta_percent``; speed and size are
-    ``image-b1.p99_s`` and ``artefact.size_bytes``. An OOD metric without a score concerns every score. Goals: ``goals.GOALS``.
+    ``image-b1.p99_s`` and ``artefact.size_bytes``. An OOD metric without a score concerns every score. Robustness takes its axis in the
+    place of a score (``noise.mce.delta``; without it ``mce`` is the largest calibration gap), and what compares with the baseline itself
+    needs no field (``effective_robustness<-0.01``). Goals: ``goals.GOALS``.
 
     Raises:
         UsageError: The rule cannot be read, a name in it is unknown, or it could never fail or never pass.
@@ -76,9 +82,12 @@ def parse_gate(text: str) -> Gate:
 def _comparison(text: str, found: Mapping[str, str], limit: float) -> Gate:
     parts = found["path"].split(".")
     named, form = (parts[:2], ".".join(parts[2:]) or "value") if _is_bench(parts[0]) else (parts[:-1], parts[-1])
+    if form in ROBUSTNESS:
+        named, form = parts, "value"
     target = _target(text, named)
-    if form not in _FORMS[target.kind]:
-        raise unknown_name(f"field of {'.'.join(named)} in a gate", form, _FORMS[target.kind])
+    forms = _FORMS["paired" if target.metric in AGAINST_BASELINE else target.kind]
+    if form not in forms:
+        raise unknown_name(f"field of {'.'.join(named)} in a gate", form, forms)
     if form.endswith("_pp") and target.quantity.unit != "fraction":
         raise UsageError(f"{target.metric} is no fraction and has no percent points", found=form, expected=form.removesuffix("_pp"))
     if form.endswith("_percent") and target.quantity.better == "zero":
@@ -90,7 +99,7 @@ def _goal(text: str, found: Mapping[str, str], number: float) -> Gate:
     target = _target(text, found["path"].split("."))
     if found["goal"] not in GOALS:
         raise unknown_name("goal in a gate", found["goal"], GOALS)
-    side = compare(found["goal"], number, target.kind, found["path"], target.quantity)
+    side = compare(found["goal"], number, "paired" if target.metric in AGAINST_BASELINE else target.kind, found["path"], target.quantity)
     field = _field(target, side.form)
     return Gate(text.strip(), found["engine"], target.kind, target.score, target.metric, field, side.op, side.limit, side.whole)
 
@@ -114,7 +123,15 @@ def _target(text: str, parts: Sequence[str]) -> _Target:
         if parts[1] not in fields:
             raise unknown_name(f"field of {parts[0]} in a gate", parts[1], fields)
         return _Target("bench", None, parts[0], parts[1], BENCH[parts[1]])
-    return _scored(*parts) if len(parts) == 2 else _metric(parts[0])
+    if len(parts) == 2:
+        return _on_axis(*parts) if parts[0] in AXES else _scored(*parts)
+    return _metric(parts[0])
+
+
+def _on_axis(axis: str, metric: str) -> _Target:
+    if metric not in ROBUSTNESS:
+        raise unknown_name("metric of robustness in a gate", metric, ROBUSTNESS)
+    return _Target("robustness", axis, metric, "", ROBUSTNESS[metric])
 
 
 def _scored(score: str, metric: str) -> _Target:
@@ -133,13 +150,8 @@ def _scored(score: str, metric: str) -> _Target:
 
 
 def _metric(metric: str) -> _Target:
-    tables: tuple[tuple[Kind, Mapping[str, Quantity]], ...] = (
-        ("results", METRICS),
-        ("ood", OOD_METRICS),
-        ("paired", PAIRED),
-        ("retrieval", RETRIEVAL),
-    )
-    for kind, table in tables:
-        if metric in table:
-            return _Target(kind, None, metric, "", table[metric])
-    raise unknown_name("metric in a gate", metric, [*METRICS, *OOD_METRICS, *PAIRED, *RETRIEVAL, "image-b1", "image-b32", "artefact"])
+    for kind in _KINDS:
+        if metric in QUANTITIES[kind]:
+            return _Target(kind, None, metric, "", QUANTITIES[kind][metric])
+    known = [name for kind in _KINDS for name in QUANTITIES[kind]]
+    raise unknown_name("metric in a gate", metric, [*known, "image-b1", "image-b32", "artefact"])

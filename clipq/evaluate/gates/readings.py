@@ -97,7 +97,21 @@ def _read_retrieval(gate: Gate, report: Mapping[str, Any], engine: str) -> Itera
             yield _measured(gate, engine, data, f" on {data}", metrics[gate.metric])
 
 
-_READERS = {"results": _read_results, "ood": _read_ood, "paired": _read_paired, "retrieval": _read_retrieval, "bench": _read_bench}
+def _read_robustness(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
+    for axis, parts in report.get("robustness", {}).get(engine, {}).items():
+        for data, metrics in parts.items() if gate.score in {None, axis} else ():
+            if gate.metric in metrics:
+                yield _measured(gate, engine, data, f" of {axis}, {data.replace('|', ' to ')}", metrics[gate.metric])
+
+
+_READERS = {
+    "results": _read_results,
+    "ood": _read_ood,
+    "paired": _read_paired,
+    "retrieval": _read_retrieval,
+    "robustness": _read_robustness,
+    "bench": _read_bench,
+}
 
 
 def _measured(gate: Gate, engine: str, data: str, where: str, entry: Mapping[str, Any]) -> Reading:

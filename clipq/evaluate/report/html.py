@@ -16,6 +16,7 @@ from clipq.evaluate.report import plots, ran, tables, view
 from clipq.evaluate.report.names import METRICS, SCORES
 from clipq.evaluate.report.samples import SCORE_COLUMNS, grouped, has_score
 from clipq.evaluate.report.sections import sections
+from clipq.evaluate.robustness.pairs import axis_of
 from clipq.evaluate.statistics.ood import TRANSFER
 
 Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
@@ -110,7 +111,7 @@ def _histograms(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list
 def _tradeoff(report: Mapping[str, Any]) -> list[Markup]:
     """Return accuracy and ECE over latency at batch 1, averaged over the clean data sets; nothing without latency."""
     timed = {e: values["image-b1"]["p50_s"] for e, values in report["bench"].items() if "image-b1" in values}
-    clean = [data for data in tables.labelled(report) if tables.axis_of(data) is None] or tables.labelled(report)
+    clean = [data for data in tables.labelled(report) if axis_of(data) is None] or tables.labelled(report)
     points = []
     for engine, seconds in timed.items():
         own = [report["results"][engine][data] for data in clean if data in report["results"].get(engine, {})]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipq.evaluate.report.names import OOD_METRICS, SCORES
-from clipq.evaluate.report.tables import Table, axis_of, measured_cell
+from clipq.evaluate.report.tables import Table, measured_cell
+from clipq.evaluate.robustness.pairs import axis_of
 
 METRICS = ("auroc", "fpr95_id_pos", "fpr95_ood_pos")
 

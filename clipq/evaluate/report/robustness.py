@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clipq.evaluate.report.format import difference, interval, relative
-from clipq.evaluate.report.names import METRICS
+from clipq.evaluate.report.format import MISSING, difference, interval, relative
+from clipq.evaluate.report.names import METRICS, Quantity
 from clipq.evaluate.report.robustness_names import AGAINST_BASELINE, ROBUSTNESS
 from clipq.evaluate.report.tables import Cell, Table, labelled, meaning, measured_cell
 from clipq.evaluate.robustness.pairs import AXES, Axis, axis_of, scheme_of
@@ -41,6 +41,14 @@ def robustness_tables(report: Mapping[str, Any]) -> list[Table]:
     return found + _calibration(report)
 
 
+def robustness_glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
+    """Return every quantity of the axes that this report shows, each by the name a gate has for it: axis and key."""
+    found: set[tuple[str, str]] = set()
+    for axes in report.get("robustness", {}).values():
+        found |= {(axis, metric) for axis, parts in axes.items() for part in parts.values() for metric in part}
+    return [(f"{axis}.{metric}", kind) for axis in AXES for metric, kind in ROBUSTNESS.items() if (axis, metric) in found]
+
+
 def _keys(report: Mapping[str, Any], axis: str) -> list[str]:
     """Return the pairs and data sets of an axis, in order of first appearance."""
     return list(dict.fromkeys(key for axes in report.get("robustness", {}).values() for key in axes.get(axis, {})))
@@ -72,7 +80,8 @@ def robustness_cell(metric: str, entry: Mapping[str, Any] | None) -> Cell:
         return Cell()
     tone, word = meaning({**entry, "delta": entry["value"], "delta_ci95": entry["ci95"]}, kind)
     shown = relative(entry["value"]) if metric.startswith("relative_loss") else difference(entry["value"], kind.unit)
-    return Cell(shown, interval=interval(entry["ci95"], kind.unit, signed=True), tone=tone, word=word)
+    ends = interval(entry["ci95"], kind.unit, signed=True)
+    return Cell(shown, interval="" if ends == MISSING else ends, tone=tone, word=word)
 
 
 def _fewer(report: Mapping[str, Any], sides: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipq.evaluate.report import ood_means, retrieval, spectral, tables, thresholds
+from clipq.evaluate.report import ood_means, retrieval, robustness, spectral, thresholds
 from clipq.evaluate.report.tables import Table
 
 
@@ -33,8 +33,9 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "robustness",
         "Robustness, axis by axis",
-        "Differences are to {baseline} on the same altered images, so they show what quantization adds, not what the alteration costs.",
-        tables.robustness_tables,
+        "Three questions, kept apart: what noise on the images costs, what other pictures of the same things cost, and what is lost where "
+        "a cue misleads. Differences are to {baseline} on the same images: what quantization adds, not what the change itself costs.",
+        robustness.robustness_tables,
     ),
     Section(
         "ood-means",

@@ -13,7 +13,6 @@ Tone = Literal["", "better", "worse", "same"]
 MAIN_METRICS = ("acc1", "ece15", "signed_gap", "nll")
 ALPHA = 0.05  # of the p-value corrected over engines, below which a difference is better or worse
 _NEAR = 0.05  # times and sizes closer than this are neither better nor worse
-AXES = {"noise": "Noise corruption", "shift": "Covariate shift", "spurious": "Spurious correlation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,32 +138,6 @@ def paired_table(report: Mapping[str, Any], data: str) -> Table:
         if data in values
     ]
     return Table(data, [PAIRED[key].label for key in keys], rows, [PAIRED[key].meaning for key in keys])
-
-
-def axis_of(data: str) -> str | None:
-    """Return the robustness axis a data id names at its end, or None.
-
-    >>> axis_of("synthetic:scenes-noise"), axis_of("wds:/data/cifar10:test")
-    ('noise', None)
-    """
-    tail = data.replace(":test", "").rsplit("-", 1)[-1]
-    return tail if tail in AXES else None
-
-
-def robustness_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Return accuracy and ECE of every engine per robustness axis beside the clean images; empty without such data."""
-    altered = [data for data in labelled(report) if axis_of(data)]
-    clean = [data for data in labelled(report) if any(other.startswith(f"{data}-") for other in altered)]
-    names = [*clean, *altered]
-    columns = [AXES.get(axis_of(data) or "", "Clean") for data in names]
-    found = []
-    for metric in ("acc1", "ece15") if altered else ():
-        rows = [
-            (engine, [measured_cell(results.get(data, {}).get(metric), METRICS[metric]) for data in names])
-            for engine, results in report["results"].items()
-        ]
-        found.append(Table(METRICS[metric].label, columns, rows, names))
-    return found
 
 
 def size_bytes(report: Mapping[str, Any], engine: str) -> float | None:

@@ -14,6 +14,7 @@ from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
 from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, SPECTRAL, Quantity
 from clipq.evaluate.report.ran import in_words, proof_of
+from clipq.evaluate.report.robustness import robustness_glossary
 
 OUTCOMES = {
     "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
@@ -252,4 +253,4 @@ def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
     keys |= set(SPECTRAL) if report.get("spectral") else set()
     keys |= {key for data in report.get("retrieval", {}).values() for entry in data.values() for key in entry}
     everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **RETRIEVAL, **SPECTRAL, **BENCH}
-    return [(key, kind) for key, kind in everything.items() if key in keys]
+    return [(key, kind) for key, kind in everything.items() if key in keys] + robustness_glossary(report)
