@@ -20,14 +20,17 @@ from clipq.evaluate.correction import add_holm
 from clipq.evaluate.metrics.calibration_shift import calibration_shift
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.metrics.paired import disagreement, flips
+from clipq.evaluate.ood_means import mean_estimates, sets_to_average
 from clipq.evaluate.report.read import StoredReport
 from clipq.evaluate.report.samples import has_score, select
-from clipq.evaluate.statistics.bootstrap import Estimate
+from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import classification_estimates
-from clipq.evaluate.statistics.ood import TRANSFER, ood_estimates
+from clipq.evaluate.statistics.ood import TRANSFER, resample_ood
 
 SCHEMA = "clipq.comparison/1"
 Columns = dict[str, npt.NDArray[Any]]
+Both = tuple[Resampled, Resampled]  # of the first side and of the second
+PARTS = ("engines", "results", "ood", "ood_means", "paired", "bench")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +94,7 @@ def of_one_report(stored: StoredReport, engines: Sequence[str] = ()) -> dict[str
     """Return the report's own differences to its baseline, of the given engines or of all but the baseline."""
     report = stored.report
     chosen = engines or [engine for engine in report["engines"] if engine != report["baseline"]]
-    parts = {part: {e: report[part][e] for e in chosen if e in report[part]} for part in ("engines", "results", "ood", "paired", "bench")}
+    parts = {part: {e: report[part][e] for e in chosen if e in report[part]} for part in PARTS if part in report}
     first = {engine: report["bench"].get(report["baseline"], {}) for engine in chosen}
     facts = {"schema": SCHEMA, "baseline": report["baseline"], "second": str(stored.path), "datasets": report["datasets"]}
     return {**facts, **parts, "bench_first": first}
@@ -108,15 +111,20 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         "bench_first": {b.engine: a.part("bench") for a, b in sides},
         "results": {},
         "ood": {},
+        "ood_means": {},
         "paired": {},
     }
     for a, b in sides:
         shared = [data for data in b.part("results") if data in a.part("results")]
         comparison["results"][b.engine] = {data: _results(a, b, data, resamples) for data in shared}
         comparison["paired"][b.engine] = {data: found for data in shared if (found := _agreement(a, b, data))}
-        comparison["ood"][b.engine] = {pair: _ood(a, b, pair, resamples) for pair in b.part("ood") if pair in a.part("ood")}
+        pairs = [pair for pair in b.part("ood") if pair in a.part("ood")]
+        both = {pair: _resampled(a, b, pair, stream, resamples) for stream, pair in enumerate(pairs, start=1)}
+        comparison["ood"][b.engine] = {pair: _ood(a, b, pair, both[pair]) for pair in pairs}
+        comparison["ood_means"][b.engine] = _ood_means(b, both)
     add_holm(comparison["results"])
     add_holm(comparison["ood"])
+    add_holm(comparison["ood_means"])
     if not any(comparison["results"].values()):
         raise ClipqError("the two sides share no data set, so nothing can be compared")
     return comparison
@@ -129,24 +137,48 @@ def _results(a: Side, b: Side, data: str, resamples: int) -> dict[str, Any]:
     return {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}
 
 
-def _ood(a: Side, b: Side, pair: str, resamples: int) -> dict[str, Any]:
+def _resampled(a: Side, b: Side, pair: str, stream: int, resamples: int) -> dict[str, Both]:
+    """Return SCORE -> both sides' detection, where both have the samples of the same images; thresholds are tuned on the first side."""
     known, foreign = pair.split("|")
     inside, outside = _same_images(a, b, known, known), _same_images(a, b, foreign, known)
-    found: dict[str, Any] = {}
-    for score, second in b.part("ood")[pair].items():
-        first = a.part("ood")[pair].get(score, {})
-        paired: dict[str, Estimate] = {}
-        if inside is not None and outside is not None and all(has_score(rows, score) for rows in (*inside, *outside)):
-            scores = [(inside[side][score], outside[side][score]) for side in (0, 1)]
-            paired = ood_estimates(scores[0], scores[1], resamples=resamples)
-        shared = [metric for metric in second if metric in first and metric not in TRANSFER]
-        entries = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in shared}
-        found[score] = entries | {metric: _transfer(paired[metric]) for metric in TRANSFER if metric in paired}
+    if inside is None or outside is None:
+        return {}
+    found = {}
+    for score in b.part("ood")[pair]:
+        if all(has_score(rows, score) for rows in (*inside, *outside)):
+            tuned: dict[str, Any] = {"tuned_on": inside[0][score], "resamples": resamples, "stream": stream}
+            first, second = (resample_ood(inside[side][score], outside[side][score], **tuned) for side in (0, 1))
+            found[score] = first, second
     return found
 
 
-def _transfer(estimate: Estimate) -> dict[str, Any]:
-    """Return the measurement of a threshold tuned on the first side, which is not the one of either report."""
+def _ood(a: Side, b: Side, pair: str, both: Mapping[str, Both]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for score, second in b.part("ood")[pair].items():
+        first = a.part("ood")[pair].get(score, {})
+        paired = compare(*both[score]) if score in both else {}
+        shared = [metric for metric in second if metric in first and metric not in TRANSFER]
+        entries = {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in shared}
+        found[score] = entries | {metric: _own(paired[metric]) for metric in TRANSFER if metric in paired}
+    return found
+
+
+def _ood_means(b: Side, both: Mapping[str, Mapping[str, Both]]) -> dict[str, Any]:
+    """Return ID DATA -> group -> SCORE -> METRIC -> mean over the OOD sets that both sides have, where it can be paired."""
+    found: dict[str, Any] = {}
+    for data in dict.fromkeys(pair.split("|")[0] for pair in both):
+        foreign = {pair.split("|")[1]: scores for pair, scores in both.items() if pair.split("|")[0] == data}
+        groups = sets_to_average({name: b.stored.report["datasets"][name].get("distance") for name in foreign})
+        first, second = ({(name, score): sides[i] for name, scores in foreign.items() for score, sides in scores.items()} for i in (0, 1))
+        found[data] = {
+            group: {score: {metric: _own(estimate) for metric, estimate in metrics.items()} for score, metrics in scored.items()}
+            for group, scored in mean_estimates(first, second, groups).items()
+        }
+    return found
+
+
+def _own(estimate: Estimate) -> dict[str, Any]:
+    """Return the measurement of what neither report has: the first side's threshold on the second, or a mean over shared sets."""
     first = {"value": estimate.value - (estimate.delta or 0.0)}
     return _entry(estimate, first, {"value": estimate.value, "ci95": estimate.ci95, "n": estimate.n, "interval": estimate.interval})
 

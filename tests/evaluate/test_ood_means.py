@@ -20,14 +20,17 @@ from clipq.calib_data.synthetic import open_synthetic
 from clipq.cli.main import main
 from clipq.errors import DataError, UsageError
 from clipq.evaluate.datasets import load_sets
+from clipq.evaluate.difference import between_engines, between_reports
 from clipq.evaluate.ood_means import mean_estimates, sets_to_average
 from clipq.evaluate.report.ood_means import ood_mean_tables
+from clipq.evaluate.report.read import read_report
 from clipq.evaluate.report.samples import read_samples, select
 from clipq.evaluate.statistics.bootstrap import compare
 from clipq.evaluate.statistics.ood import resample_ood
 from clipq.evaluate.statistics.ood_mean import mean_of_sets
 from clipq.evaluate.suite import EvalOptions, evaluate_bundle
 from clipq.evaluate.suites.read import read_suite
+from clipq.evaluate.verdict import judge
 
 ID, NOISE, NEAR, FAR = (open_synthetic(name).id for name in ("scenes", "scenes-noise", "scenes-near", "scenes-far"))
 ODD = "synthetic:scenes-spurious"
@@ -268,6 +271,38 @@ def test_command_line_names_near_and_far(tmp_path: Path) -> None:
     assert main(["eval", str(bundle), *arguments, *quick, "-o", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report["ood_means"]["ort-int8-static"][ID]) == {"near", "far", "all"}
+
+
+def test_two_engines_of_a_report_are_compared_in_their_means(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    """The difference of the means is paired, image by image; against itself a report shows none, against its baseline its own."""
+    folder, report = evaluated
+    stored = read_report(folder)
+    means = report["ood_means"]
+    found = between_engines(stored, "ort-int8-dynamic", "ort-int8-static", resamples=40)["ood_means"]["ort-int8-static"]
+    for data in (ID, NOISE):
+        for group in ("near", "far", "all"):
+            first, second = (means[engine][data][group]["mcm"]["auroc"]["value"] for engine in ("ort-int8-dynamic", "ort-int8-static"))
+            entry = found[data][group]["mcm"]["auroc"]
+            assert (entry["first"], entry["value"], entry["paired"]) == (pytest.approx(first), pytest.approx(second), True)
+            assert entry["delta"] == pytest.approx(second - first)
+            assert entry["delta_ci95"][0] <= entry["delta"] <= entry["delta_ci95"][1]
+            assert 0 <= entry["p_value_holm"] <= 1
+    same = between_reports(stored, stored, ["ort-int8-static"], resamples=40)["ood_means"]["ort-int8-static"]
+    assert all(entry["delta"] == 0 for entry in same[ID]["all"]["mcm"].values() if entry["delta"] is not None)
+    assert between_engines(stored, "ort-fp32", "ort-int8-static")["ood_means"] == {"ort-int8-static": means["ort-int8-static"]}
+
+
+def test_gates_read_the_means_of_a_comparison(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    """They are judged in a comparison as they are in a report."""
+    folder, report = evaluated
+    value = report["ood_means"]["ort-int8-static"][ID]["near"]["mcm"]["auroc"]["value"]
+    stored = read_report(folder)
+    compared = between_engines(stored, "ort-int8-dynamic", "ort-int8-static", resamples=10)
+    rules = ["near.mcm.auroc:threshold=0", f"near.mcm.auroc.value>{value - 0.01}"]
+    gates, _ = judge(compared, rules)
+    outcomes = {(gate["rule"], gate["data"]): gate["outcome"] for gate in gates}
+    assert outcomes[rules[0], f"{ID}|near mcm"] == "pass"
+    assert outcomes[rules[1], f"{ID}|near mcm"] == "fail"
 
 
 @pytest.mark.parametrize(
