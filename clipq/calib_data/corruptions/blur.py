@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from clipq.calib_data.corruptions.draws import Draws
 from clipq.calib_data.corruptions.planes import Float32, correlate, from_pillow, scale, to_pillow
 
-_FINE = 8  # points per pixel and axis, to antialias a disk
+_FINE = 9  # points per pixel and axis, to antialias a disk; odd, so that the smallest disk still holds one
 
 
 def gaussian_blur(picture: Float32, sigma: float, _draws: Draws) -> Float32:

@@ -23,12 +23,12 @@ def scale(picture: Float32) -> float:
 
 
 def reference_shape(picture: Float32) -> tuple[int, int]:
-    """Return height and width of the picture as if its shorter side were 224.
+    """Return height and width of the picture as if its shorter side were 224; the longer one at most four times that.
 
     >>> reference_shape(np.zeros((3, 64, 96), np.float32))
     (224, 336)
     """
-    height, width = (max(REFERENCE, round(side / scale(picture))) for side in picture.shape[1:])
+    height, width = (min(max(REFERENCE, round(side / scale(picture))), 4 * REFERENCE) for side in picture.shape[1:])
     return height, width
 
 
