@@ -14,7 +14,7 @@ from clipq.files import write_bytes, write_text
 _HELP = {
     "fail_on": "end with exit code 3 when this comparison holds, e.g. 'acc1.delta_pp<-1.0', or when this goal does not, e.g. "
     "'acc1:max-degradation=0.01' (also threshold, percent-max-degradation, min-improvement, percent-min-improvement, non-inferior); "
-    "may be given several times",
+    "OOD metrics after near., far. or all. are means over those sets; may be given several times",
     "gates": "gates by name, beside those of --fail-on: default, mlperf-99, mlperf-99.9 (at least 99 %% or 99.9 %% of the baseline's "
     "accuracy), non-inferior (the whole 95 %% interval of accuracy, ECE-15 and AUROC within one percent point); exit code 3 as well",
     "require_proof": "end with exit code 3 as well where the sample is too small to show that a gate passes",
