@@ -11,7 +11,7 @@ from clipq.attribution.tell import STEP_COLUMNS, WHOLE_COLUMNS, remarks, sentenc
 from clipq.evaluate.report import svg
 from clipq.evaluate.report.format import quantity
 
-_COLUMN, _LEFT, _TOP, _HEIGHT = 104, 70, 34, 220
+_COLUMN, _LEFT, _TOP, _HEIGHT = 124, 70, 34, 220
 
 
 def page(found: Mapping[str, Any]) -> str:

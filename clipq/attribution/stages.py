@@ -152,7 +152,7 @@ def _quantized(towers: list[Tower]) -> list[Stage]:
             Stage("activations", "activations alone", "activations are quantized, weights are not", "export", "activations", "fp32"),
         ]
     if "text" in towers:
-        stages.append(Stage("text", "text tower alone", "the text tower is quantized, the image tower is not", "export", "fp32", "engine"))
+        stages.append(Stage("text", "text tower alone", "the text tower as it runs, the image tower in FP32", "export", "fp32", "engine"))
     image: Form = "quantized" if "image" in towers else "fp32"
     change = "all that is quantized together, products of the image tower simulated in FP32"
     return [*stages, Stage("quantized", "quantized graph", change, "export", image, "engine", part=False)]

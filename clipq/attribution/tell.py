@@ -13,7 +13,7 @@ HOW = (
     "how much a stage raises it over the stage before, negative where errors cancel. Stages that follow one another sum to the whole; "
     "what is measured alone (weights, activations, a tower) need not, and the remainder is what is left. A step can move embeddings "
     "further than it raises the loss: another rounding replaces one noise by another. All other figures are of the two stages that the "
-    "row compares; deltas are in percent points with paired 95 % intervals."
+    "row compares, cosines of images; deltas are in percent points with paired 95 % intervals."
 )
 STEP_COLUMNS = (
     "stage",
