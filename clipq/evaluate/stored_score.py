@@ -20,6 +20,7 @@ from clipq.evaluate.statistics.ood import ood_estimates
 from clipq.evaluate.statistics.quantile import thresholds_of
 from clipq.evaluate.statistics.significance import minimum_detectable_loss
 from clipq.evaluate.stored import KINDS, Keys, Stored, files_of, read_stored
+from clipq.evaluate.stored_robustness import Compared, OtherSets, stored_robustness
 from clipq.files import sha256_file, sha256_json
 from clipq.machine import describe_machine, library_versions, now
 
@@ -34,10 +35,11 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
     baseline: Path | None = None,
     ood_file: Path | None = None,
     baseline_ood: Path | None = None,
+    others: OtherSets | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the metrics of a file as a JSON value: METRIC keys at the top, beside schema, provenance, notes, paired and ood.
+    """Return the metrics of a file as a JSON value: METRIC keys at the top, beside schema, provenance, notes, paired, ood, robustness.
 
     Args:
         file: Stored outputs: see ``read_stored``.
@@ -45,6 +47,7 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
         baseline: Outputs for the same samples; every metric then has a paired delta.
         ood_file: Outputs for OOD samples; with a baseline, also what its threshold accepts of them.
         baseline_ood: The baseline's outputs for the same OOD samples; the OOD metrics then have deltas too.
+        others: Outputs on shifted images, or on the counter group of a spurious correlation.
         resamples: Bootstrap resamples.
         seed: Of the resamples.
 
@@ -55,7 +58,9 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
     """
     if baseline_ood and not (baseline and ood_file):
         raise UsageError("--baseline-ood has no use alone", expected="--baseline and --ood beside it")
-    named = {"file": file, "baseline": baseline, "ood": ood_file, "baseline_ood": baseline_ood}
+    others = others or OtherSets()
+    others.check(baseline)
+    named = {"file": file, "baseline": baseline, "ood": ood_file, "baseline_ood": baseline_ood, **others.named()}
     result: dict[str, Any] = {"schema": SCHEMA, "provenance": _provenance(named, keys, resamples, seed)}
     engine = read_stored(file, keys)
     outcomes = engine.outcomes()
@@ -69,6 +74,8 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
         outside, before_outside = (read_stored(path, keys, labelled=False) if path else None for path in (ood_file, baseline_ood))
         assert outside is not None
         result["ood"] = _ood((engine, outside), (reference, before_outside), resamples=resamples, seed=seed)
+    if others.shifted or others.counter:
+        result["robustness"] = stored_robustness(Compared(outcomes, before, keys, resamples, seed), others)
     result["notes"] = _notes(outcomes, estimates, before)
     return result
 

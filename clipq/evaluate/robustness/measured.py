@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from clipq.evaluate.entries import measurements
-from clipq.evaluate.metrics.arrays import Float64
-from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, bootstrap_p_value, compare
+from clipq.evaluate.metrics.arrays import Bool, Float64
+from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, bootstrap_p_value, compare, resample_counts
 from clipq.evaluate.statistics.significance import minimum_detectable_effect
 
 Row = Float64  # the value first, then every resampled one: (1 + resamples,)
@@ -27,6 +27,12 @@ class Accuracy:
 
     row: Row
     n: int
+
+    @classmethod
+    def of(cls, correct: Bool, *, resamples: int, seed: int) -> Accuracy:
+        """Return the accuracy of answers ``(n,)`` with the resamples that every metric of the same images meets."""
+        drawn = [float(counts @ correct) / len(correct) for counts in resample_counts(len(correct), resamples, seed)]
+        return cls(np.array([float(correct.mean()), *drawn]), len(correct))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
