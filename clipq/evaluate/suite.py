@@ -11,6 +11,7 @@ from typing import Any
 from clipq.artifact import Bundle
 from clipq.errors import UsageError
 from clipq.evaluate.answers import probability_rule
+from clipq.evaluate.data_means import data_means, sets_to_average
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
@@ -22,8 +23,8 @@ from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.retrieval import evaluate_retrieval, load_caption_sets
 from clipq.evaluate.robustness.block import Evaluated, robustness_parts
-from clipq.evaluate.robustness.pairs import Pairs, canonical, check_groups, find_pairs
-from clipq.evaluate.scoring import score
+from clipq.evaluate.robustness.pairs import Pairs, axis_of, canonical, check_groups, find_pairs
+from clipq.evaluate.scoring import Scores, score
 from clipq.evaluate.selection import choose_engines, left_out
 from clipq.evaluate.spectral import diagnose
 from clipq.evaluate.verdict import judge
@@ -138,6 +139,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "thresholds": scores.thresholds,
         "paired": scores.paired,
         **({"retrieval": found.results} if captioned else {}),
+        **_means(scores, inside, pairs, options.seed),
         "robustness": robustness_parts(Evaluated(scores, inside, options.baseline, options.seed), pairs),
         "spectral": diagnose(embedded),
         "bench": measured,
@@ -156,6 +158,13 @@ def _load(bundle: Bundle, options: EvalOptions) -> tuple[dict[str, EvalSet], dic
     pairs = find_pairs(inside, **asked)
     check_groups({data: images.source.classnames for data, images in inside.items()}, pairs.spurious)
     return inside, outside, pairs
+
+
+def _means(scores: Scores, inside: Mapping[str, EvalSet], pairs: Pairs, seed: int) -> dict[str, Any]:
+    """Return the means over the plain data sets, where there are several."""
+    altered = {second for axis in (pairs.noise, pairs.shift, pairs.spurious) for _, second in axis}
+    plain = sets_to_average(list(inside), altered | {data for data in inside if axis_of(data)})
+    return {"means": data_means(scores.resampled, plain, seed=seed)} if plain else {}
 
 
 def _engine(bundle: Bundle, engine_id: str, layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipq.evaluate.report import ood_means, retrieval, robustness, spectral, thresholds
+from clipq.evaluate.report import data_means, ood_means, retrieval, robustness, spectral, thresholds
 from clipq.evaluate.report.tables import Table
 
 
@@ -49,6 +49,13 @@ SECTIONS: tuple[Section, ...] = (
         "An image is taken as known where its score is at or below the threshold. Where an engine takes the place of {baseline} and the "
         "threshold stays, it no longer keeps 95 %: the differences say what changes. Tuned anew it does: FPR95 (ID positive).",
         thresholds.threshold_tables,
+    ),
+    Section(
+        "means",
+        "Mean over data sets",
+        "Every data set counts the same; sets that are an alteration of another are left out. Differences are to {baseline}, with the "
+        "interval of independent data sets.",
+        data_means.data_mean_tables,
     ),
     Section(
         "retrieval",
