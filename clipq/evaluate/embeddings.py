@@ -18,10 +18,12 @@ from clipq.engines.table import open_engine
 from clipq.evaluate.datasets import EvalSet
 from clipq.evaluate.embed import Tokens, Work, embed_images, embed_texts
 from clipq.evaluate.metrics.arrays import Bool, Float64, Lazy, blocks
+from clipq.evaluate.metrics.patches import gl_mcm
 from clipq.evaluate.neglabel import Negatives, NegLabelPlan
+from clipq.evaluate.patches import PatchStores
 from clipq.evaluate.provenance import tower_facts
 from clipq.evaluate.store import Store, Stores
-from clipq.evaluate.zeroshot import classifier, prompts
+from clipq.evaluate.zeroshot import classifier, cosines, prompts
 from clipq.files import sha256_bytes
 
 EngineStores = dict[str, dict[str, Store]]  # data id -> engine id -> store
@@ -39,6 +41,7 @@ class Embedded:
         image_stores: Data id -> engine id -> store of the image embeddings.
         text_stores: The same for the prompts of the ID data sets.
         negatives: The negative words of NegLabel, where it was asked for.
+        patches: What is kept of patch tokens, where the bundle has them.
     """
 
     engine_ids: Sequence[str]
@@ -48,6 +51,7 @@ class Embedded:
     image_stores: EngineStores
     text_stores: EngineStores
     negatives: Negatives | None = None
+    patches: PatchStores | None = None
 
     def images(self, engine_id: str, data: str) -> Float32:
         """Return an engine's raw embeddings of the readable images, float32 ``(n, dim)``."""
@@ -66,8 +70,7 @@ class Embedded:
 
     def classes(self, engine_id: str, data: str) -> Float32:
         """Return an engine's zero-shot classifier for an ID data set, unit vectors, float32 ``(classes, dim)``."""
-        templates = len(self.inside[data].source.templates)
-        return classifier(self.text_stores[data][engine_id].read(), templates, f"texts of {data} with {engine_id}")
+        return _classes(self.inside[data], self.text_stores[data][engine_id], engine_id)
 
     def extra_scores(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:
         """Return OOD scores that need more than image and class embeddings.
@@ -80,9 +83,19 @@ class Embedded:
         Returns:
             SCORE -> ``(n,)`` of the readable images, higher = more OOD; empty where there is nothing more to score with.
         """
+        scores = self._gl_mcm(engine_id, data, classifier)
         if self.negatives is None:
+            return scores
+        return scores | {"neglabel": self.negatives.scores(engine_id, self.image_rows(engine_id, data), classifier)}
+
+    def _gl_mcm(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:
+        local = self.patches.local_scores(engine_id, data, classifier, self.readable[data]) if self.patches else None
+        if local is None:
             return {}
-        return {"neglabel": self.negatives.scores(engine_id, self.image_rows(engine_id, data), classifier)}
+        images, classes = self.image_rows(engine_id, data), self.classes(engine_id, classifier)
+        what = f"{engine_id} on {data}"
+        whole = Lazy((len(images), len(classes)), lambda rows: cosines(images[rows], classes, what), f"cosines of {what}")
+        return {"gl_mcm": gl_mcm(whole, local)}
 
     def describe_sets(self) -> dict[str, Any]:
         """Return ``report["datasets"]``."""
@@ -128,23 +141,27 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
     foreign = neglabel.texts({data: images.source.classnames for data, images in inside.items()}) if neglabel else {}
     tokens = tokenise(bundle, texts | foreign)
     stores = Stores(root, resume=resume)
-    image_stores: EngineStores = {
-        data: {name: stores.of(image_facts(bundle, name, images.index.digest, preprocess, work)) for name in engine_ids}
+    facts = {
+        data: {name: image_facts(bundle, name, images.index.digest, preprocess, work) for name in engine_ids}
         for data, images in everything.items()
     }
+    image_stores: EngineStores = {data: {name: stores.of(own) for name, own in row.items()} for data, row in facts.items()}
     text_stores: EngineStores = {
         data: {name: stores.of({**tower_facts(bundle, name, "text"), **text_facts(ids, work)}) for name in engine_ids}
         for data, ids in tokens.items()
     }
+    patches = PatchStores.planned(bundle, stores, facts, _classifier_facts(bundle, engine_ids, inside, tokens, work))
     missing = {name for table in (image_stores, text_stores) for row in table.values() for name, store in row.items() if not store.finished}
+    missing |= patches.unfinished() if patches else set()
     with opened(bundle, [name for name in engine_ids if name in missing], work) as engines:
         for data, ids in tokens.items():
             embed_texts(engines, text_stores[data], ids, work)
         for data, images in everything.items():
-            embed_images(engines, image_stores[data], images, preprocess, work)
+            kept = patches.reductions(data, lambda name, own: _classes(inside[own], text_stores[own][name], name)) if patches else {}
+            embed_images(engines, image_stores[data], images, preprocess, work, kept)
     readable = {data: readable_images(row) for data, row in image_stores.items()}
     negatives = Negatives.mined(neglabel, engine_ids[0], list(inside), text_stores) if neglabel else None
-    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives)
+    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives, patches)
 
 
 def tokenise(bundle: Bundle, texts: Mapping[str, Sequence[str]]) -> dict[str, Tokens]:
@@ -161,6 +178,18 @@ def image_facts(bundle: Bundle, engine_id: str, digest: str, preprocess: Preproc
     """Return everything that decides the image embeddings of one engine on the data with this digest."""
     conditions = {"data": digest, "preprocess": preprocess.sha256(), "batch_size": work.batch_size}
     return {**tower_facts(bundle, engine_id, "image"), **conditions}
+
+
+def _classes(images: EvalSet, texts: Store, engine_id: str) -> Float32:
+    return classifier(texts.read(), len(images.source.templates), f"texts of {images.index.data_id} with {engine_id}")
+
+
+def _classifier_facts(
+    bundle: Bundle, engine_ids: Sequence[str], inside: Mapping[str, EvalSet], tokens: Mapping[str, Tokens], work: Work
+) -> dict[str, dict[str, Any]]:
+    """Return ID data set -> engine id -> everything that decides its class embeddings."""
+    facts = {data: {**text_facts(tokens[data], work), "templates": len(images.source.templates)} for data, images in inside.items()}
+    return {data: {name: {**tower_facts(bundle, name, "text"), **own} for name in engine_ids} for data, own in facts.items()}
 
 
 def text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:

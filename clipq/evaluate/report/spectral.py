@@ -7,7 +7,7 @@ from typing import Any
 
 from clipq.evaluate.report import svg
 from clipq.evaluate.report.format import difference, quantity
-from clipq.evaluate.report.names import SPECTRAL
+from clipq.evaluate.report.spectral_names import SPECTRAL
 from clipq.evaluate.report.tables import Cell, Table
 
 Entry = Mapping[str, Any]
@@ -21,6 +21,13 @@ def spectral_tables(report: Mapping[str, Any]) -> list[Table]:
 def spectral_panels(report: Mapping[str, Any]) -> list[str]:
     """Return the signal-to-noise ratio over the ranks as SVG, a panel per data set where any engine differs from the baseline."""
     return [panel for data in _diagnosed(report) if (panel := _panel(data, _entries(report, data)))]
+
+
+def spectral_keys(report: Mapping[str, Any]) -> set[str]:
+    """Return the names of ``SPECTRAL`` that a report shows."""
+    entries = [entry for by_data in report.get("spectral", {}).values() for entry in by_data.values()]
+    fourier = any("fourier" in entry for entry in entries)
+    return (set(SPECTRAL) if fourier else set(SPECTRAL) - {"fourier"}) if entries else set()
 
 
 def _diagnosed(report: Mapping[str, Any]) -> list[str]:
@@ -42,6 +49,7 @@ def _tables(data: str, entries: Mapping[str, Entry], baseline: str) -> list[Tabl
     answers = [(engine, [Cell(quantity(entry["effective_rank"], "number")), *_answers(entry, base)]) for engine, entry in entries.items()]
     rank = SPECTRAL["effective_rank"]
     return [
+        *_fourier(data, entries, baseline),
         Table(f"{data}: {SPECTRAL['sqnr_db'].label}", columns, noise, hints, SPECTRAL["sqnr_db"].meaning),
         Table(f"{data}: {SPECTRAL['singular_ratio'].label}", columns, kept, hints, SPECTRAL["singular_ratio"].meaning),
         Table(
@@ -51,6 +59,25 @@ def _tables(data: str, entries: Mapping[str, Entry], baseline: str) -> list[Tabl
             [rank.meaning, *hints],
             SPECTRAL["acc1_of_ranks"].meaning,
         ),
+    ]
+
+
+def _fourier(data: str, entries: Mapping[str, Entry], baseline: str) -> list[Table]:
+    """Return the energy of the patch tokens by spatial frequency, of the engines that have them."""
+    found = {engine: entry["fourier"] for engine, entry in entries.items() if "fourier" in entry}
+    if not found:
+        return []
+    base = found.get(baseline)
+    columns = [f"{radius:g} cycles" for radius in next(iter(found.values()))["radius"]]
+    rows = [(engine, _shares(fourier, base if engine != baseline else None)) for engine, fourier in found.items()]
+    return [Table(f"{data}: {SPECTRAL['fourier'].label}", columns, rows, [""] * len(columns), SPECTRAL["fourier"].meaning)]
+
+
+def _shares(fourier: Entry, base: Entry | None) -> list[Cell]:
+    before = base["energy"] if base else [None] * len(fourier["energy"])
+    return [
+        Cell(quantity(share, "fraction"), "" if was is None else difference(share - was, "fraction"), tone="same")
+        for share, was in zip(fourier["energy"], before, strict=True)
     ]
 
 

@@ -12,9 +12,11 @@ from clipq.evaluate.correction import FAMILY
 from clipq.evaluate.metrics.calibration import ECE_CHANCES, ece_by_chance
 from clipq.evaluate.report import tables
 from clipq.evaluate.report.format import difference, interval, quantity, ratio
-from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, SPECTRAL, Quantity
+from clipq.evaluate.report.names import BENCH, METRICS, OOD_METRICS, PAIRED, RETRIEVAL, SCORES, Quantity
 from clipq.evaluate.report.ran import in_words, proof_of
 from clipq.evaluate.report.robustness import robustness_glossary
+from clipq.evaluate.report.spectral import spectral_keys
+from clipq.evaluate.report.spectral_names import SPECTRAL
 
 OUTCOMES = {
     "ship": ("Ship", "Every gate passes, and the sample is large enough to show it."),
@@ -250,7 +252,7 @@ def glossary(report: Mapping[str, Any]) -> list[tuple[str, Quantity]]:
     keys |= {score for scored in report["ood"].values() for scores in scored.values() for score in scores}
     keys |= {key for values in report["paired"].values() for entry in values.values() for key in entry}
     keys |= {key for values in report["bench"].values() for scenario in values.values() for key in scenario}
-    keys |= set(SPECTRAL) if report.get("spectral") else set()
+    keys |= spectral_keys(report)
     keys |= {key for data in report.get("retrieval", {}).values() for entry in data.values() for key in entry}
     everything = {**METRICS, **OOD_METRICS, **SCORES, **PAIRED, **RETRIEVAL, **SPECTRAL, **BENCH}
     return [(key, kind) for key, kind in everything.items() if key in keys] + robustness_glossary(report)
