@@ -17,8 +17,8 @@ _SEVERITIES = ("1", "2", "3", "4", "5")
 def add_corruptions(parser: argparse.ArgumentParser) -> None:
     """Add ``--corruptions`` and what goes with it."""
     what = (
-        "also measure the errors on corrupted copies of every --data set: names such as fog, 15 for those of ImageNet-C, 19 or all with "
-        "the four extra ones. The copies are made here and are not the files of ImageNet-C"
+        "also measure the errors on corrupted copies of the --data sets, but of none that is itself shifted or altered: names such as "
+        "fog, 15 for those of ImageNet-C, 19 or all with the four extra ones. The copies are made here, they are not ImageNet-C's files"
     )
     parser.add_argument("--corruptions", metavar="NAME,...|15|19|all", type=comma_list, default=(), help=what)
     severities = "severities of --corruptions, 1 to 5 (default: 1,2,3,4,5)"

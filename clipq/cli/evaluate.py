@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import Bundle
+from clipq.cli.corruptions import add_corruptions, corruptions_asked
 from clipq.cli.gates import add_gates, end_on_failure, gates_asked, write_for_ci
 from clipq.cli.neglabel import add_neglabel, neglabel_asked
 from clipq.cli.options import (
@@ -44,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-fallback", action="store_true", help=fallback)
     add_neglabel(parser)
     add_robustness(parser)
+    add_corruptions(parser)
+    tune = "fit one logit scale per engine on this labelled data set, and judge each engine with it too, as ENGINE+scale"
+    parser.add_argument("--tune-scale", metavar="DATA", help=tune)
     save = "write every engine's OOD thresholds, which keep 95 %% of --data, into the bundle as engines/ENGINE/thresholds.json"
     parser.add_argument("--save-thresholds", action="store_true", help=save)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
@@ -86,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
         allow_fallback=args.allow_fallback,
         suite=suite,
         neglabel=neglabel_asked(args),
+        tune_scale=args.tune_scale,
         **robustness_asked(args),
+        noise=corruptions_asked(args),
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     if args.save_thresholds:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipq.artifact import Bundle
+from clipq.calib_data.corruptions.table import VERSION
 from clipq.errors import UsageError
 from clipq.evaluate.answers import probability_rule
+from clipq.evaluate.arms import describe_arms, fit_scales, load_tuning_set, require_softmax
 from clipq.evaluate.data_means import data_means, sets_to_average
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
@@ -23,6 +25,8 @@ from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
 from clipq.evaluate.retrieval import evaluate_retrieval, load_caption_sets
 from clipq.evaluate.robustness.block import Evaluated, robustness_parts
+from clipq.evaluate.robustness.noise_options import NoiseOptions
+from clipq.evaluate.robustness.noise_run import NoiseRun, measure_noise
 from clipq.evaluate.robustness.pairs import Pairs, axis_of, canonical, check_groups, find_pairs
 from clipq.evaluate.scoring import Scores, score
 from clipq.evaluate.selection import choose_engines, left_out
@@ -57,6 +61,8 @@ class EvalOptions:
         neglabel: Also score by NegLabel, in this way.
         shift: Pairs of a known and a shifted data set, which join ``data``, beside those that the ids tell.
         spurious: Pairs of a common and a counter group, likewise.
+        tune_scale: A labelled data set, apart from the others, on which a logit scale is fitted for an arm of every engine.
+        noise: Also measure the errors on corrupted copies of the ID data sets, in this way.
     """
 
     data: tuple[str, ...]
@@ -80,6 +86,8 @@ class EvalOptions:
     neglabel: NegLabelOptions | None = None
     shift: tuple[tuple[str, str], ...] = ()
     spurious: tuple[tuple[str, str], ...] = ()
+    tune_scale: str | None = None
+    noise: NoiseOptions | None = None
 
     def __post_init__(self) -> None:
         least: dict[str, tuple[float | None, float]] = {
@@ -112,6 +120,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     threads = options.threads or usable_cores()
     inside, outside, pairs = _load(bundle, options)
+    tuning_set = _tuning_set(bundle, options, [*inside.values(), *outside.values()])
     captioned = load_caption_sets(bundle, options.retrieval, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
@@ -119,7 +128,12 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     embedded = embed_everything(bundle, engine_ids, (inside, outside), work, root, resume=options.resume, neglabel=neglabel)
     resampling: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     found = evaluate_retrieval(bundle, engine_ids, captioned, work, root, resume=options.resume, **resampling)
-    scores = score(embedded, bundle.manifest.model, resamples=options.resamples, seed=options.seed)
+    tuning = embed_everything(bundle, engine_ids, (tuning_set, {}), work, root, resume=options.resume) if tuning_set else None
+    scales = fit_scales(tuning, bundle.manifest.model) if tuning else {}
+    scores = score(embedded, bundle.manifest.model, scales=scales, **resampling)
+    engines = {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids}
+    run = NoiseRun(bundle, options.noise, work, root, options.resume, **resampling) if options.noise else None
+    noise = measure_noise(run, embedded, {second for _, second in (*pairs.noise, *pairs.shift, *pairs.spurious)}) if run else {}
     measured = bench(bundle, engine_ids, threads=threads, seconds=options.bench_seconds) if options.bench_seconds else {}
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -130,8 +144,9 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
             "gates": describe_gates(gates),
             "left_out": left_out(bundle, options.engines),
             **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
+            **({"patch_tokens": embedded.patches.describe()} if embedded.patches else {}),
         },
-        "engines": {engine_id: _engine(bundle, engine_id, layers) for engine_id in engine_ids},
+        "engines": engines | (describe_arms(engines, scales, tuning) if tuning else {}),
         "datasets": embedded.describe_sets() | found.datasets,
         "results": scores.results,
         "ood": scores.ood,
@@ -140,7 +155,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
         "paired": scores.paired,
         **({"retrieval": found.results} if captioned else {}),
         **_means(scores, inside, pairs, options.seed),
-        "robustness": robustness_parts(Evaluated(scores, inside, options.baseline, options.seed), pairs),
+        "robustness": robustness_parts(Evaluated(scores, inside, options.baseline, options.seed), pairs, noise),
         "spectral": diagnose(embedded),
         "bench": measured,
     }
@@ -167,6 +182,13 @@ def _means(scores: Scores, inside: Mapping[str, EvalSet], pairs: Pairs, seed: in
     return {"means": data_means(scores.resampled, plain, seed=seed)} if plain else {}
 
 
+def _tuning_set(bundle: Bundle, options: EvalOptions, judged: list[EvalSet]) -> dict[str, EvalSet]:
+    if options.tune_scale is None:
+        return {}
+    require_softmax(bundle.manifest.model)
+    return load_tuning_set(bundle, options.tune_scale, judged, limit=options.limit, seed=options.seed)
+
+
 def _engine(bundle: Bundle, engine_id: str, layers: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {**describe_engine(bundle, engine_id), **({"layers": layers[engine_id]} if engine_id in layers else {})}
 
@@ -180,4 +202,5 @@ def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str,
         "threads": threads,
         "probabilities": probability_rule(bundle.manifest.model),
         **({"suite": dict(options.suite)} if options.suite else {}),
+        **({"corruptions": {"version": VERSION, **asdict(options.noise)}} if options.noise else {}),
     }

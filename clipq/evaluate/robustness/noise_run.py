@@ -6,7 +6,7 @@ seventy-five copies would make seventy-five times as long. Their embeddings stay
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,18 +56,21 @@ class NoiseRun:
     seed: int
 
 
-def measure_noise(run: NoiseRun, embedded: Embedded) -> dict[str, dict[str, Any]]:
-    """Return ENGINE -> clean DATA -> the noise part; data sets that are corrupted copies themselves have none.
+def measure_noise(run: NoiseRun, embedded: Embedded, altered: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return ENGINE -> clean DATA -> the noise part.
 
     Args:
         run: How.
-        embedded: The clean data sets; their classifiers serve their copies too.
+        embedded: The data sets; their classifiers serve their copies too.
+        altered: Data ids without copies, because they are shifted or altered already; corrupted copies have none in any case.
 
     Raises:
         DataError: More than 1 % of the images are unreadable.
         EngineError: An engine failed.
     """
-    clean = {data: images for data, images in embedded.inside.items() if not isinstance(images.source, CorruptedSource)}
+    clean = {
+        data: images for data, images in embedded.inside.items() if data not in altered and not isinstance(images.source, CorruptedSource)
+    }
     stores = _embed_copies(run, embedded.engine_ids, clean)
     parts: dict[str, dict[str, Any]] = {engine: {} for engine in embedded.engine_ids}
     facts_by_data = {}
