@@ -13,6 +13,7 @@ import numpy.typing as npt
 from clipq.artifact import ModelEntry
 from clipq.engines.base import Float32
 from clipq.evaluate.answers import KEPT_BYTES, Answers, answer
+from clipq.evaluate.arms import arm_of
 from clipq.evaluate.compare import compare as compare_paired
 from clipq.evaluate.correction import add_holm
 from clipq.evaluate.embeddings import Embedded
@@ -66,7 +67,7 @@ class _Engine:
     ood: dict[tuple[str, str], Resampled]  # (OOD data, score)
 
 
-def score(embedded: Embedded, model: ModelEntry, *, resamples: int, seed: int) -> Scores:
+def score(embedded: Embedded, model: ModelEntry, *, resamples: int, seed: int, scales: Mapping[str, float] | None = None) -> Scores:
     """Compute every figure; the first engine is the baseline.
 
     Args:
@@ -74,31 +75,34 @@ def score(embedded: Embedded, model: ModelEntry, *, resamples: int, seed: int) -
         model: Logit scale and bias.
         resamples: Bootstrap resamples.
         seed: Of the resamples.
+        scales: Engine id -> logit scale of its arm, which stands beside it as one more engine.
     """
-    return _Scoring(embedded, model, resamples, seed).run()
+    return _Scoring(embedded, model, scales or {}, resamples, seed).run()
 
 
 class _Scoring:
     """One pass over ID data sets and engines; only one engine's answers stand beside the baseline's in memory, logits in blocks."""
 
-    def __init__(self, embedded: Embedded, model: ModelEntry, resamples: int, seed: int) -> None:
-        self._embedded, self._model = embedded, model
+    def __init__(self, embedded: Embedded, model: ModelEntry, scales: Mapping[str, float], resamples: int, seed: int) -> None:
+        self._embedded = embedded
+        arms = {arm_of(engine_id): (engine_id, replace(model, logit_scale=scale)) for engine_id, scale in scales.items()}
+        self._engines = {name: (name, model) for name in embedded.engine_ids} | arms  # name in the report -> (engine, scale and bias)
         self._resampling: dict[str, Any] = {"resamples": resamples, "seed": seed}
         self._rows: list[Columns] = []
-        self._results: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
-        self._ood: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
-        self._resampled: dict[str, dict[str, Resampled]] = {name: {} for name in embedded.engine_ids}
-        self._thresholds: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids}
+        self._results: dict[str, dict[str, Any]] = {name: {} for name in self._engines}
+        self._ood: dict[str, dict[str, Any]] = {name: {} for name in self._engines}
+        self._resampled: dict[str, dict[str, Resampled]] = {name: {} for name in self._engines}
+        self._thresholds: dict[str, dict[str, Any]] = {name: {} for name in self._engines}
         self._groups = sets_to_average({data: images.distance for data, images in embedded.outside.items()})
-        self._ood_means: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids if self._groups}
-        self._paired: dict[str, dict[str, Any]] = {name: {} for name in embedded.engine_ids[1:]}
+        self._ood_means: dict[str, dict[str, Any]] = {name: {} for name in self._engines if self._groups}
+        self._paired: dict[str, dict[str, Any]] = {name: {} for name in self._engines if name != embedded.engine_ids[0]}
 
     def run(self) -> Scores:
         embedded = self._embedded
-        with bar("Scoring", len(embedded.inside) * len(embedded.engine_ids)) as advance:
+        with bar("Scoring", len(embedded.inside) * len(self._engines)) as advance:
             for data in embedded.inside:
                 baseline = None
-                for engine_id in embedded.engine_ids:
+                for engine_id in self._engines:
                     made = self._score_engine(engine_id, data, baseline)
                     baseline = baseline or made
                     advance(1)
@@ -109,7 +113,8 @@ class _Scoring:
 
     def _score_engine(self, engine_id: str, data: str, baseline: _Engine | None) -> _Engine:
         embedded, labels = self._embedded, self._labels(data)
-        classes = embedded.classes(engine_id, data)
+        runs, _ = self._engines[engine_id]
+        classes = embedded.classes(runs, data)
         answers = self._answer(engine_id, data, data, classes)
         foreign = {other: self._answer(engine_id, other, data, classes, kept_bytes=0) for other in embedded.outside}
         outcomes = outcomes_from_logits(answers.class_scores, labels)
@@ -131,16 +136,16 @@ class _Scoring:
                 group: {name: measurements(estimates) for name, estimates in scored.items()} for group, scored in means.items()
             }
         if baseline is not None:
-            before, embeddings = embedded.image_rows(embedded.engine_ids[0], data), embedded.image_rows(engine_id, data)
+            before, embeddings = embedded.image_rows(embedded.engine_ids[0], data), embedded.image_rows(runs, data)
             ratio = temperature_ratio(*(side.classification.values.get("temperature") for side in (baseline, own)))
             self._paired[engine_id][data] = compare_paired(labels, baseline.answers, answers, before, embeddings) | ratio
         return own
 
     def _answer(self, engine_id: str, data: str, classifier: str, classes: Float32, *, kept_bytes: int = KEPT_BYTES) -> Answers:
         """Return an engine's answers for some images, with every OOD score there is."""
-        what = f"{engine_id} on {data}"
-        answers = answer(self._embedded.image_rows(engine_id, data), classes, self._model, what, kept_bytes=kept_bytes)
-        return replace(answers, ood_scores=answers.ood_scores | self._embedded.extra_scores(engine_id, data, classifier))
+        runs, model = self._engines[engine_id]
+        answers = answer(self._embedded.image_rows(runs, data), classes, model, f"{runs} on {data}", kept_bytes=kept_bytes)
+        return replace(answers, ood_scores=answers.ood_scores | self._embedded.extra_scores(runs, data, classifier))
 
     def _resample(self, answers: Answers, outcomes: Outcomes, foreign: Mapping[str, Answers], tuned_on: Mapping[str, Float64]) -> _Engine:
         """Return every resampled metric, several computed at once: numpy leaves the cores free to other threads."""
