@@ -113,6 +113,8 @@ def test_wheel_has_what_it_needs(tmp_path: Path) -> None:
     for needed in (
         "clipq/py.typed",
         "clipq/evaluate/report/report.schema.json",
+        "clipq/calib_data/facts/imagenet_classes.csv",
+        "clipq/evaluate/robustness/published.csv",
         "clipq/engines/torch/demo/under/open_clip_model.safetensors",
     ):
         assert needed in names

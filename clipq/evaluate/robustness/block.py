@@ -74,7 +74,7 @@ def robustness_parts(evaluated: Evaluated, pairs: Pairs, noise: Mapping[str, Par
         pairs: Which data sets belong together.
         noise: ENGINE -> what was measured on corrupted copies that are no data sets of their own.
     """
-    engines = list(evaluated.scores.results)
+    engines = list(evaluated.scores.resampled)
     parts = {engine: _engine(evaluated, pairs, engine) for engine in engines}
     add_holm(parts)
     for found in (noise or {}, _noise(evaluated)):
