@@ -43,7 +43,6 @@ def judge(
 
     Raises:
         UsageError: A rule cannot be read or names something unknown.
-        ClipqError: A rule asks for a percentage of a baseline that is zero.
     """
     gates = [result for group in read_gates(rules, presets) for result in _judge_group(report, group)]
     engines = [engine for engine in report["engines"] if engine != report["baseline"]]

@@ -175,14 +175,15 @@ def test_unproven_gates_are_skipped_unless_proof_is_required(reports, capsys, tm
 
 
 def test_percentage_of_a_zero_baseline_is_one_line(reports, capsys, tmp_path):
-    """Exit code 1 and a line that names the gate."""
+    """The gate is not shown to pass, which is exit code 3 with --require-proof, in a line that names it."""
     report = json.loads((reports / FIRST / "report.json").read_text())
     entry = report["results"]["ort-fp32"][ID]["acc1"]
     entry["delta"] = entry["value"]
     (tmp_path / "report.json").write_text(json.dumps(report))
-    code, out, err = call(capsys, tmp_path, "--gates", "mlperf-99")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "acc1:percent-max-degradation=1 asks for a percentage" in err
+    code, _, err = call(capsys, tmp_path, "--gates", "mlperf-99", "--require-proof")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "acc1:percent-max-degradation=1: the baseline's Top-1 accuracy" in err
+    assert "is zero, of which there is no percentage" in err
 
 
 def test_proof_can_be_required(reports, capsys):

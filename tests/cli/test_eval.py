@@ -94,12 +94,15 @@ def test_the_record_names_the_gates_and_ci_gets_its_files(bundle: Path, tmp_path
     jsonschema.validate(report, schema)
 
 
-def test_a_percentage_of_a_zero_baseline_keeps_the_embeddings(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The toy model has nothing right, so 99 % of it is an error in one line, and another gate goes on with what was embedded."""
+def test_a_percentage_of_a_zero_baseline_leaves_a_report(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The toy model has nothing right, so 99 % of it shows nothing: the report says so, and another gate goes on with what was embedded."""
     arguments = ["eval", str(bundle), *DATA, *QUICK, "-o", str(tmp_path / "out"), "-q"]
-    assert main([*arguments, "--gates", "mlperf-99"]) == 1
+    assert main([*arguments, "--gates", "mlperf-99", "--require-proof"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert "Top-1 accuracy on synthetic:scenes, which is zero" in line
+    assert "Top-1 accuracy on synthetic:scenes is zero" in line
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {gate["outcome"] for gate in report["gates"]} <= {"unproven", "fail"}
+    assert "is zero, of which there is no percentage" in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("embeddings/*/*.npy")}
     assert kept
     assert main([*arguments, "--resume", "--fail-on", "acc1:max-degradation=0.5"]) == 0

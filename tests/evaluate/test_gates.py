@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clipq.errors import ClipqError, UsageError
+from clipq.errors import UsageError
 from clipq.evaluate.gates.goals import GOALS
 from clipq.evaluate.gates.judging import judge_reading
 from clipq.evaluate.gates.parse import parse_gate
@@ -197,13 +197,22 @@ def test_images_needed_for_a_percentage(delta, half, expected):
 
 
 @pytest.mark.parametrize("goal", ["percent-max-degradation", "percent-min-improvement"])
-def test_percentage_of_nothing_is_an_error(goal):
-    """A baseline of zero has no percentage: one line that names gate, metric and data, and what to write instead."""
-    with pytest.raises(ClipqError) as error:
-        judge(report_of(metric="ece15", baseline=0.0, delta=0.01), [f"ece15:{goal}=1"])
-    assert "\n" not in str(error.value)
-    assert "baseline's ECE-15 on d, which is zero. Write max-degradation" in str(error.value)
-    assert error.value.exit_code == 1
+@pytest.mark.parametrize(("delta", "outcome"), [(0.01, "fail"), (0.0, "unproven")])
+def test_percentage_of_nothing_does_not_pass(goal, delta, outcome):
+    """A baseline of zero has no percentage: one line that names gate, metric and data, and what to write instead; worse than zero fails."""
+    (gate,), verdict = judge(report_of(metric="ece15", baseline=0.0, delta=delta), [f"ece15:{goal}=1"])
+    assert (gate["outcome"], gate["value"], gate["ci95"]) == (outcome, None, None)
+    assert "\n" not in gate["why"]
+    assert f"ece15:{goal}=1: the baseline's ECE-15 on d is zero, of which there is no percentage" in gate["why"]
+    assert "write max-degradation" in gate["why"]
+    assert not any(entry["ship"] for entry in verdict.values())
+
+
+def test_percentage_of_no_time_does_not_pass():
+    """The same for speed: a baseline of zero seconds."""
+    (gate,), _ = judge(bench({"base": 0.0, "int8": 0.1}), ["image-b1.p50_s:percent-max-degradation=10"])
+    assert gate["outcome"] == "fail"
+    assert "p50 (image-b1) is zero" in gate["why"]
 
 
 def bench(p50):

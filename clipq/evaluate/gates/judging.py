@@ -19,7 +19,8 @@ def judge_reading(gate: Gate, reading: Reading, hidden: Hidden | None = None) ->
     ``fail`` when the estimate is on the failing side; ``unproven`` when it is not but its 95 % interval reaches the failing side,
     so that the sample is too small to show it (``fail`` where the interval has to decide: non-inferiority); else ``pass``. Numbers
     without a notion of an interval (speed, size, cosine, divergence) are judged on the estimate. What was not measured fails: a gate
-    that never looked must not let through. Where the interval is on the good side, but chance may hide more than the limit
+    that never looked must not let through. A percentage of zero fails where the number is worse than that zero, and else shows
+    nothing. Where the interval is on the good side, but chance may hide more than the limit
     allows (``hidden``), nothing is shown either.
     """
     outcome = _outcome(gate, reading, hidden)
@@ -34,11 +35,18 @@ def judge_reading(gate: Gate, reading: Reading, hidden: Hidden | None = None) ->
 
 
 def _outcome(gate: Gate, reading: Reading, hidden: Hidden | None) -> Outcome:
+    if reading.undivided is not None:
+        return "fail" if _worse_than_zero(gate, reading.undivided) else "unproven"
     if reading.value is None or gate.fails(reading.value * gate.scale):
         return "fail"
     if _undecided(gate, reading) or _overlooked(gate, reading, hidden):
         return "fail" if gate.whole else "unproven"
     return "pass"
+
+
+def _worse_than_zero(gate: Gate, difference: float) -> bool:
+    """Tell whether a difference to a baseline of zero is on the failing side of any percentage."""
+    return difference < 0 if gate.op.startswith("<") else difference > 0
 
 
 def _undecided(gate: Gate, reading: Reading) -> bool:
@@ -81,6 +89,10 @@ def images_needed(gate: Gate, reading: Reading) -> int | None:
 
 
 def _sentence(gate: Gate, reading: Reading, outcome: Outcome, needed: int | None) -> str:
+    if reading.undivided is not None:
+        zero = f"the baseline's {gate.quantity.label}{reading.where} is zero, of which there is no percentage"
+        worse = ", and the engine is worse" if outcome == "fail" else ""
+        return f"{gate.rule}: {zero}{worse}; write max-degradation or min-improvement instead"
     if reading.value is None:
         return f"{gate.rule}: not measured{reading.where}, so it cannot pass"
     limit = f"the limit of {_show(gate, gate.limit / gate.scale)}"

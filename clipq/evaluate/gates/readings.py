@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from clipq.errors import ClipqError, unknown_name
+from clipq.errors import unknown_name
 from clipq.evaluate.gates.gate import Gate
 from clipq.evaluate.report.names import SCORES
 from clipq.evaluate.statistics.small_samples import Interval, no_narrower, wilson_interval
@@ -24,6 +24,7 @@ class Reading:
         ci95: Its 95 % interval, not narrower than the rule of three allows.
         n: Images behind it.
         base: What it was divided by: the baseline's value for a percentage.
+        undivided: The difference, where it is to be a percentage of a baseline that is zero; ``value`` is None then.
     """
 
     engine: str
@@ -33,6 +34,7 @@ class Reading:
     ci95: Interval | None
     n: int | None
     base: float = 1.0
+    undivided: float | None = None
 
 
 def readings(gate: Gate, report: Mapping[str, Any]) -> Iterator[Reading]:
@@ -40,7 +42,6 @@ def readings(gate: Gate, report: Mapping[str, Any]) -> Iterator[Reading]:
 
     Raises:
         UsageError: The rule names an engine the report does not have, or its baseline.
-        ClipqError: The rule asks for a percentage of a baseline that is zero.
     """
     engines = [name for name in report["engines"] if name != report["baseline"]]
     if gate.engine is not None and gate.engine not in engines:
@@ -79,16 +80,15 @@ def _read_bench(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[
     scenario = report["bench"].get(engine, {}).get(gate.metric, {})
     if gate.key not in scenario:
         return
-    value, where = scenario[gate.key], f" ({gate.metric})"
-    base = 1.0
+    value, where, n = scenario[gate.key], f" ({gate.metric})", scenario.get("n")
     if gate.form != "value":
         first = report.get("bench_first", {}).get(engine, report["bench"].get(report["baseline"], {}))
         before = first.get(gate.metric, {}).get(gate.key)
         value = None if value is None or before is None else value - before
         if value is not None and gate.form == "delta_percent":
-            base = _positive(gate, where, before)
-            value /= base
-    yield Reading(engine, "", where, value, None, scenario.get("n"), base)
+            yield _percentage(Reading(engine, "", where, value, None, n), before)
+            return
+    yield Reading(engine, "", where, value, None, n)
 
 
 def _read_retrieval(gate: Gate, report: Mapping[str, Any], engine: str) -> Iterator[Reading]:
@@ -126,16 +126,13 @@ def _measured(gate: Gate, engine: str, data: str, where: str, entry: Mapping[str
     ends = None if value is None or raw is None or None in raw else (float(raw[0]), float(raw[1]))
     if ends is not None and gate.quantity.unit == "fraction":
         ends = no_narrower(value, ends, n)
-    if gate.form != "delta_percent" or value is None:
-        return Reading(engine, data, where, value, ends, n)
-    base = _positive(gate, where, entry["value"] - value)
-    return Reading(engine, data, where, value / base, ends and (ends[0] / base, ends[1] / base), n, base)
+    found = Reading(engine, data, where, value, ends, n)
+    return found if gate.form != "delta_percent" or value is None else _percentage(found, entry["value"] - value)
 
 
-def _positive(gate: Gate, where: str, baseline: float) -> float:
-    if baseline > 1e-12:
-        return baseline
-    raise ClipqError(
-        f"the gate {gate.rule} asks for a percentage of the baseline's {gate.quantity.label}{where}, which is zero",
-        fix="Write max-degradation or min-improvement, which need no percentage; clipq eval --resume keeps what was embedded.",
-    )
+def _percentage(difference: Reading, base: float) -> Reading:
+    """Return a difference as a fraction of the baseline's value, which may be zero."""
+    value, ends = difference.value, difference.ci95
+    if value is None or base <= 1e-12:
+        return replace(difference, value=None, ci95=None, undivided=value)
+    return replace(difference, value=value / base, ci95=ends and (ends[0] / base, ends[1] / base), base=base)
