@@ -8,6 +8,7 @@ from pathlib import Path
 from clipq.calib_data.cifar_names import CIFAR10, CIFAR100
 from clipq.calib_data.cifar_names import TEMPLATES as CIFAR_TEMPLATES
 from clipq.calib_data.imagefiles import FileSource
+from clipq.calib_data.imagenet import imagenet_classes, imagenet_templates
 from clipq.calib_data.imglist import read_imglist
 from clipq.calib_data.layout import existing_folder, leaves_folder
 from clipq.calib_data.source import DEFAULT_TEMPLATES, Source
@@ -16,14 +17,13 @@ from clipq.errors import DataError, MissingDataError, UsageError
 # OpenOOD, openood/evaluation_api/datasets.py (v1.5): the lists are sorted by benchmark, the images by size.
 LISTS = "benchmark_imglist"
 IMAGES = ("images_largescale", "images_classic")
-_NAMES = {"cifar10": (CIFAR10, CIFAR_TEMPLATES), "cifar100": (CIFAR100, CIFAR_TEMPLATES)}
 
 
 def open_openood(rest: str, _split: str | None) -> Source:
     """Return the images of a list such as ``imagenet/ninco`` (also written ``imagenet/test_ninco``).
 
-    ID lists of ``cifar10`` and ``cifar100`` have class names, so that they can be classified; those of the other benchmarks serve as
-    OOD data.
+    ID lists of ``cifar10``, ``cifar100`` and ``imagenet`` have class names, so that they can be classified; those of the other
+    benchmarks serve as OOD data.
 
     Raises:
         UsageError: The id has no list.
@@ -39,10 +39,18 @@ def open_openood(rest: str, _split: str | None) -> Source:
     names, labels = read_imglist(file)
     images = _image_folder(root, file, names)
     data_id = f"openood:{root}:{benchmark}/{file.stem}"
-    classnames, templates = _NAMES.get(benchmark, ((), DEFAULT_TEMPLATES))
+    classnames, templates = _names(benchmark)
     if not classnames or min(labels) < 0 or not file.stem.endswith(f"_{benchmark}"):
         classnames, templates, labels = (), DEFAULT_TEMPLATES, [-1] * len(names)
     return FileSource(data_id, images, names, labels, classnames=classnames, templates=templates)
+
+
+def _names(benchmark: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return class names and prompts of a benchmark's ID data; no names where it has its own choice of classes."""
+    if benchmark == "imagenet":
+        return tuple(known.name for known in imagenet_classes()), imagenet_templates()
+    names = {"cifar10": CIFAR10, "cifar100": CIFAR100}.get(benchmark, ())
+    return names, CIFAR_TEMPLATES if names else DEFAULT_TEMPLATES
 
 
 def _list_file(root: Path, benchmark: str, name: str) -> Path:

@@ -164,7 +164,8 @@ def test_cifar_c_bad_input(tmp_path: Path) -> None:
 def openood(tmp_path: Path, image: Callable[..., bytes]) -> Path:
     """Return an OpenOOD folder with two large sets, textures among the classic ones, and CIFAR-10 as ID."""
     lists = {
-        "imagenet/test_imagenet": ["imagenet_1k/val/a.jpg 0", "imagenet_1k/val/b.jpg 1"],
+        "imagenet/test_imagenet": [f"imagenet_1k/val/a.jpg {label}" for label in range(1000)],
+        "imagenet200/test_imagenet200": ["imagenet_1k/val/a.jpg 0", "imagenet_1k/val/a.jpg 1"],
         "imagenet/test_ninco": ["ninco/x/a.jpg -1", "ninco/y/b.jpg -1"],
         "imagenet/test_textures": ["texture/dotted/a.jpg -1"],
         "imagenet/test_ssb_hard": ["ssb_hard/n1/a.jpg -1"],
@@ -176,7 +177,7 @@ def openood(tmp_path: Path, image: Callable[..., bytes]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(lines) + "\n")
         kind = "images_classic" if name.startswith("cifar10") or "texture" in name else "images_largescale"
-        for number, line in enumerate(lines if "ssb" not in name else []):
+        for number, line in enumerate(lines[:10] if "ssb" not in name else []):
             path = tmp_path / kind / line.split()[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image(number))
@@ -200,7 +201,9 @@ def test_openood_id_lists_have_class_names(openood: Path) -> None:
     """CIFAR-10 can be classified; foreign labels and benchmarks without names make OOD data."""
     known = open_source(f"openood:{openood}:cifar10/cifar10")
     assert (known.classnames, known.templates, known.labels.tolist()) == (CIFAR10, TEMPLATES, list(range(10)))
-    for name in ("cifar10/cifar100", "imagenet/imagenet"):
+    large = open_source(f"openood:{openood}:imagenet/imagenet")
+    assert (len(large.classnames), large.classnames[0], len(large.templates)) == (1000, "tench", 80)
+    for name in ("cifar10/cifar100", "imagenet200/imagenet200"):
         other = open_source(f"openood:{openood}:{name}")
         assert (other.classnames, other.templates, set(other.labels.tolist())) == ((), DEFAULT_TEMPLATES, {-1})
 

@@ -117,6 +117,10 @@ def test_equal_suites_have_equal_hashes(tmp_path: Path) -> None:
         ({"limit": -1}, ["a whole number"]),
         ({"bench_seconds": float("inf")}, ["not negative"]),
         ({"gates": ["default", 3]}, ["gates", "3"]),
+        ({"shift": ["synthetic:scenes"]}, ["shift", "= between them"]),
+        ({"tune_scale": ["synthetic:scenes", "synthetic:scenes-shift"]}, ["tune_scale", "one data id"]),
+        ({"severities": [1, "2"]}, ["severities", "a whole number"]),
+        ({"neglabel": 1}, ["neglabel", "true or false"]),
     ],
 )
 def test_a_wrong_suite_is_told_in_one_line(change: dict[str, Any], words: list[str]) -> None:
@@ -165,6 +169,26 @@ def test_required_and_broken_sets_are_errors(tmp_path: Path) -> None:
         resolve(_suite(ood=["foldr:{root}"]), tmp_path)
     with pytest.raises(UsageError, match="unknown split"):
         resolve(_suite(ood=["synthetic:scenes:tset"]), tmp_path)
+
+
+def test_pairs_stand_or_fall_together(tmp_path: Path) -> None:
+    """A pair is left out when one of its two is not there, captions are looked for as captions, and what is left empty is no option."""
+    more = {"shift": ["synthetic:scenes=folder:{root}/none"], "spurious": ["synthetic:scenes=synthetic:scenes-spurious"]}
+    resolved = resolve(_suite(**more, retrieval=["synthetic:scenes-captions", "wds:{root}/coco"], tune_scale=["folder:{root}/t"]), tmp_path)
+    assert resolved.options == {
+        "data": ("synthetic:scenes",),
+        "spurious": ("synthetic:scenes=synthetic:scenes-spurious",),
+        "retrieval": ("synthetic:scenes-captions",),
+    }
+    assert list(resolved.record["left_out"]) == [f"wds:{tmp_path}/coco", f"synthetic:scenes=folder:{tmp_path}/none", f"folder:{tmp_path}/t"]
+
+
+def test_neglabel_needs_foreign_data_that_is_there(tmp_path: Path) -> None:
+    """Without any OOD set it is left out, and the record says so; OOD data given beside the suite is enough."""
+    suite = _suite(neglabel=True, ood_near=["folder:{root}/none"])
+    assert resolve(suite, tmp_path).record["left_out"]["neglabel"] == "no OOD data set is there"
+    assert "neglabel" not in resolve(suite, tmp_path).options
+    assert resolve(suite, tmp_path, {"ood"}).options["neglabel"] is True
 
 
 def test_a_suite_without_any_data_is_an_error(tmp_path: Path) -> None:

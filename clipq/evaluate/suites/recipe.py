@@ -39,6 +39,12 @@ class Suite:
         ood_near: OOD data sets near the ID data.
         ood_far: OOD data sets far from it.
         retrieval: Data sets of images with captions.
+        shift: Pairs ``ID=SHIFTED`` of data sets, where their ids do not tell that they belong together.
+        spurious: Pairs ``COMMON=COUNTER``, likewise.
+        corruptions: Corruptions of copies of the ID data sets, by name or number.
+        severities: Severities of the corruptions.
+        neglabel: Whether OOD data is scored by NegLabel too.
+        tune_scale: The data set that one logit scale per engine is fitted on; at most one.
         limit: At most this many images of each data set.
         resamples: Bootstrap resamples.
         bench_seconds: Time per engine and latency scenario.
@@ -55,6 +61,12 @@ class Suite:
     ood_near: tuple[Entry, ...] = ()
     ood_far: tuple[Entry, ...] = ()
     retrieval: tuple[Entry, ...] = ()
+    shift: tuple[Entry, ...] = ()
+    spurious: tuple[Entry, ...] = ()
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = ()
+    neglabel: bool | None = None
+    tune_scale: tuple[Entry, ...] = ()
     limit: int | None = None
     resamples: int | None = None
     bench_seconds: float | None = None
@@ -123,10 +135,22 @@ def _entry(value: object, where: str) -> Entry:
     for key in value:
         if key not in known:
             raise unknown_name(f"key in {where}", str(key), known)
-    required = value.get("required", False)
-    if not isinstance(required, bool):
-        raise _wrong(f"required in {where}", required, "true or false")
-    return Entry(_text(value["id"], where), required)
+    return Entry(_text(value["id"], where), _flag(value.get("required", False), f"required in {where}"))
+
+
+def _pairs(value: object, where: str) -> tuple[Entry, ...]:
+    entries = _entries(value, where)
+    for entry in entries:
+        if len([part for part in entry.id.split("=") if part.strip()]) != 2:
+            raise _wrong(where, entry.id, "two data ids with = between them")
+    return entries
+
+
+def _single(value: object, where: str) -> tuple[Entry, ...]:
+    entries = _entries(value, where)
+    if len(entries) > 1:
+        raise _wrong(where, [entry.id for entry in entries], "one data id")
+    return entries
 
 
 def _listed(value: object, where: str) -> list[object]:
@@ -138,6 +162,16 @@ def _listed(value: object, where: str) -> list[object]:
 def _whole(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise _wrong(where, value, "a whole number")
+    return value
+
+
+def _wholes(value: object, where: str) -> tuple[int, ...]:
+    return tuple(_whole(item, where) for item in _listed(value, where))
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, value, "true or false")
     return value
 
 
@@ -159,6 +193,12 @@ KEYS: Mapping[str, Callable[[object, str], Any]] = {
     "ood_near": _entries,
     "ood_far": _entries,
     "retrieval": _entries,
+    "shift": _pairs,
+    "spurious": _pairs,
+    "corruptions": _texts,
+    "severities": _wholes,
+    "neglabel": _flag,
+    "tune_scale": _single,
     "limit": _whole,
     "resamples": _whole,
     "bench_seconds": _number,

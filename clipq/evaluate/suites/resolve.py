@@ -13,6 +13,8 @@ from clipq.errors import MissingDataError, UsageError
 from clipq.evaluate.suites.recipe import ROOT, Entry, Suite
 from clipq.progress import note
 
+_FOREIGN = ("ood", "ood_near", "ood_far")
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
@@ -20,7 +22,7 @@ class Resolved:
 
     Attributes:
         options: Option of ``clipq eval`` -> value.
-        record: ``provenance["suite"]``: its name, its hash, the root, and data id -> why it was left out.
+        record: ``provenance["suite"]``: its name, its hash, the root, and data id (or option) -> why it was left out.
     """
 
     options: Mapping[str, Any]
@@ -47,6 +49,9 @@ def resolve(suite: Suite, root: Path | None, replaced: Collection[str] = ()) -> 
         raise UsageError(f"the suite {suite.name} needs the folder of its data sets", fix="Name it with --root.")
     left_out: dict[str, str] = {}
     options = {name: _there(name, value, root, left_out) for name, value in asked.items()}
+    if options.get("neglabel") and not any(options.get(name) or name in replaced for name in _FOREIGN):
+        left_out["neglabel"] = "no OOD data set is there"
+        del options["neglabel"]
     for data_id, why in left_out.items():
         note(f"left out {data_id}: {why}")
     if "data" in asked and not options["data"]:
@@ -57,7 +62,7 @@ def resolve(suite: Suite, root: Path | None, replaced: Collection[str] = ()) -> 
             fix="Name the folder that holds them with --root.",
         )
     record = {"name": suite.name, "sha256": suite.sha256(), "root": str(root) if root else None, "left_out": left_out}
-    return Resolved(options, record)
+    return Resolved({name: value for name, value in options.items() if value != ()}, record)
 
 
 def needs_root(options: Mapping[str, Any]) -> bool:
@@ -70,8 +75,13 @@ def _there(name: str, value: Any, root: Path | None, left_out: dict[str, str]) -
     """Return an option's value; of data sets the ids of those that are there."""
     if not isinstance(value, tuple) or not isinstance(value[0], Entry):
         return value
-    opens = open_captioned if name == "retrieval" else open_source
-    return tuple(here for entry in value if (here := _here(entry, opens, root, left_out)))
+    openers: Mapping[str, Callable[[str], object]] = {"retrieval": open_captioned, "shift": _open_pair, "spurious": _open_pair}
+    return tuple(here for entry in value if (here := _here(entry, openers.get(name, open_source), root, left_out)))
+
+
+def _open_pair(data_ids: str) -> None:
+    for data_id in data_ids.split("="):
+        open_source(data_id.strip())
 
 
 def _here(entry: Entry, opens: Callable[[str], object], root: Path | None, left_out: dict[str, str]) -> str | None:
