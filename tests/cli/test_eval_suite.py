@@ -75,6 +75,27 @@ def test_the_command_line_takes_the_place_of_the_suite(suite: str, tmp_path: Pat
     assert list(record["left_out"]) == [f"folder:{tmp_path}/none"]
 
 
+def test_a_suite_says_the_same_as_the_command_line(tmp_path: Path) -> None:
+    """Every kind of option (lists, numbers, flags, repeated ones) is read from a suite as from the command line."""
+    (tmp_path / "all.yaml").write_text(
+        SUITE + "shift: [synthetic:scenes=synthetic:scenes-shift]\nspurious: [synthetic:scenes=synthetic:scenes-spurious]\n"
+        "corruptions: [fog, snow]\nseverities: [1, 3]\nneglabel: true\ntune_scale: [synthetic:scenes:calibration]\nseed: 4\n"
+        "ood_near: [synthetic:scenes-near]\nretrieval: [synthetic:scenes-captions]\n"
+    )
+    told = _parsed("--suite", str(tmp_path / "all.yaml"), "--root", str(tmp_path))
+    typed = _parsed(
+        *("--data", "synthetic:scenes", "--ood", "synthetic:scenes-far", "--ood-near", "synthetic:scenes-near", "--limit", "40"),
+        *("--shift", "synthetic:scenes=synthetic:scenes-shift", "--spurious", "synthetic:scenes=synthetic:scenes-spurious"),
+        *("--corruptions", "fog,snow", "--severities", "1,3", "--neglabel", "--tune-scale", "synthetic:scenes:calibration", "--seed", "4"),
+        *("--retrieval", "synthetic:scenes-captions", "--resamples", "50", "--bench-seconds", "0"),
+        *("--gates", "default", "--fail-on", "acc1.delta_pp<-100"),
+    )
+    for args in (told, typed):
+        apply_suite(args)
+    names = [name for name in vars(told) if not name.startswith("suite") and name != "root"]
+    assert {name: getattr(told, name) for name in names} == {name: getattr(typed, name) for name in names}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
