@@ -139,7 +139,8 @@ def test_the_command_judges_every_arm(tmp_path: Path, capsys: pytest.CaptureFixt
     assert report["engines"]["ort-fp32+scale"]["logit_scale"] == MODEL.logit_scale / 2
     assert report["engines"]["ort-fp32+scale"]["tuned_on"]["data"] == open_synthetic("scenes-noise").id
     assert report["ood"]["ort-fp32+scale"][f"{ID}|{FAR}"]["mcm"]["auroc"]["delta"] == 0
-    assert "ort-int8-static+scale" in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert f"ort-int8-static with logit scale 15, fitted on 60 images of {open_synthetic('scenes-noise').id}" in page
     capsys.readouterr()
     assert main([*command, "--tune-scale", "synthetic:scenes"]) == 1
     assert "60 of 60 images" in capsys.readouterr().err

@@ -211,11 +211,21 @@ def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 engine,
                 ". ".join(
-                    part for part in (f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", in_words(entry), files) if part
+                    part
+                    for part in (_arm(entry), f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", in_words(entry), files)
+                    if part
                 ),
             )
         )
     return found
+
+
+def _arm(entry: Mapping[str, Any]) -> str:
+    """Return whose embeddings an arm has and where its scale comes from; nothing of an engine itself."""
+    if "arm_of" not in entry:
+        return ""
+    tuned = entry["tuned_on"]
+    return f"{entry['arm_of']} with logit scale {entry['logit_scale']:.4g}, fitted on {tuned['n']:,} images of {tuned['data']}"
 
 
 def skipped(report: Mapping[str, Any]) -> list[tuple[str, str]]:
