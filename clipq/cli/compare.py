@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from clipq.evaluate.verdict import judge
 
     gates = read_gates(args.fail_on, args.gates)
-    comparison = _compare(args.reports, args.engines)
+    comparison = _compare(args.reports, args.engines, args.gates)
     comparison["gates"], comparison["verdict"] = [], {}
     if gates_asked(args) or args.junit or args.summary:
         comparison["provenance"] = {"gates": describe_gates(gates)}
@@ -50,19 +50,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
+def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str]) -> dict[str, Any]:
     from clipq.evaluate.difference import between_engines, between_reports, of_one_report
+    from clipq.evaluate.gates.presets import check_baseline
     from clipq.evaluate.report.read import read_report
 
     if len(paths) > 2:
         raise UsageError("too many reports", found=len(paths), expected="one or two")
-    if len(paths) == 2:
-        return between_reports(read_report(paths[0]), read_report(paths[1]), engines)
     stored = read_report(paths[0])
+    known = {engine: str(entry.get("precision")) for engine, entry in stored.report["engines"].items()}
+    if len(paths) == 2:
+        second = read_report(paths[1])
+        chosen = engines or tuple(second.report["engines"])
+        check_baseline(presets, {engine: precision for engine, precision in known.items() if engine in chosen})
+        return between_reports(stored, second, engines)
     if engines and len(engines) != 2:
         raise UsageError(
             "--engines with one report needs two engines", found=", ".join(engines), fix="Write --engines ort-fp32,ort-int8-static."
         )
+    baseline = engines[0] if engines else stored.report["baseline"]
+    check_baseline(presets, {baseline: known.get(baseline, "fp32")})  # one that is not there is an error of its own
     return between_engines(stored, *engines) if engines else of_one_report(stored)
 
 

@@ -17,7 +17,7 @@ from clipq.evaluate.data_means import data_means, sets_to_average
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
 from clipq.evaluate.embeddings import embed_everything
-from clipq.evaluate.gates.presets import describe_gates, read_gates
+from clipq.evaluate.gates.presets import check_baseline, describe_gates, read_gates
 from clipq.evaluate.latency import bench
 from clipq.evaluate.neglabel import NegLabelOptions, NegLabelPlan
 from clipq.evaluate.proof import prove
@@ -108,7 +108,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     """Evaluate the engines of a bundle, write the report into ``folder`` and return it.
 
     Raises:
-        UsageError: An engine, data set, rule or preset is unknown.
+        UsageError: An engine, data set, rule or preset is unknown, or a preset is not about this baseline.
         MissingRuntimeError: A runtime that was asked for, or a library of the report, is not installed.
         DataError: The data is unusable, or was used for calibration.
         EngineError: An engine failed, or does not run in the precision it is named after.
@@ -118,6 +118,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     gates = read_gates(options.rules, options.presets)
     neglabel = NegLabelPlan.of(options.neglabel) if options.neglabel else None
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
+    check_baseline(options.presets, {options.baseline: bundle.manifest.engines[options.baseline].precision})
     threads = options.threads or usable_cores()
     inside, outside, pairs = _load(bundle, options)
     tuning_set = _tuning_set(bundle, options, [*inside.values(), *outside.values()])

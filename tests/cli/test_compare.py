@@ -186,6 +186,18 @@ def test_percentage_of_a_zero_baseline_is_one_line(reports, capsys, tmp_path):
     assert "is zero, of which there is no percentage" in err
 
 
+@pytest.mark.parametrize(
+    "arguments", [(FIRST, "--engines", "ort-int8-static,ort-int8-dynamic"), (FIRST, SECOND, "--engines", "ort-int8-static")]
+)
+def test_mlperf_beside_a_quantized_baseline_is_refused(arguments, reports, capsys):
+    """Exit code 2 in one line: 99 % of another INT8 engine is no share of the FP32 reference; FP32 beside FP32 is judged."""
+    names = [reports / name if name in {FIRST, SECOND} else name for name in arguments]
+    code, out, err = call(capsys, *names, "--gates", "mlperf-99")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "mlperf-99 is about the accuracy of the FP32 reference; found the baseline ort-int8-static, int8" in err
+    assert call(capsys, reports / FIRST, "--engines", "torch-fp32,ort-fp32", "--gates", "mlperf-99")[0] in {0, 3}
+
+
 def test_proof_can_be_required(reports, capsys):
     """What 600 images cannot show passes by default and fails with --require-proof."""
     rule = ["--fail-on", "ort-fp32:acc1.delta_pp<-0.1"]

@@ -116,6 +116,11 @@ def test_a_percentage_of_a_zero_baseline_leaves_a_report(bundle: Path, tmp_path:
         (["BUNDLE", "--data", "synthetic:scenery"], 2, "Did you mean"),
         (["BUNDLE", "--data", "wds:/nowhere"], 2, "/nowhere"),
         (["BUNDLE", *DATA, "--baseline", "torch-fp32"], 2, "unknown engine of this bundle"),
+        (
+            ["BUNDLE", *DATA, "--baseline", "ort-int8-static", "--gates", "mlperf-99"],
+            2,
+            "mlperf-99 is about the accuracy of the FP32 reference",
+        ),
         (["BUNDLE", *DATA, "--batch-size", "0"], 2, "--batch-size"),
         (["BUNDLE", *DATA, "--limit", "0"], 2, "--limit"),
     ],

@@ -10,7 +10,7 @@ from clipq.errors import UsageError
 from clipq.evaluate.gates.goals import GOALS
 from clipq.evaluate.gates.judging import judge_reading
 from clipq.evaluate.gates.parse import parse_gate
-from clipq.evaluate.gates.presets import PRESETS, describe_gates, read_gates
+from clipq.evaluate.gates.presets import PRESETS, check_baseline, describe_gates, read_gates
 from clipq.evaluate.gates.readings import readings
 from clipq.evaluate.report.names import METRICS
 from clipq.evaluate.verdict import judge
@@ -213,6 +213,17 @@ def test_percentage_of_no_time_does_not_pass():
     (gate,), _ = judge(bench({"base": 0.0, "int8": 0.1}), ["image-b1.p50_s:percent-max-degradation=10"])
     assert gate["outcome"] == "fail"
     assert "p50 (image-b1) is zero" in gate["why"]
+
+
+@pytest.mark.parametrize("preset", ["mlperf-99", "mlperf-99.9"])
+def test_a_share_of_the_reference_needs_a_reference(preset):
+    """MLPerf's reference is FP32: beside another baseline its name would lie; other presets take any."""
+    with pytest.raises(
+        UsageError, match=rf"{preset} is about .* FP32 reference; found the baseline trt-fp16, fp16.*percent-max-degradation"
+    ):
+        check_baseline([preset], {"trt-fp16": "fp16"})
+    check_baseline([preset], {"ort-fp32": "fp32"})
+    check_baseline(["default", "non-inferior"], {"trt-fp16": "fp16"})
 
 
 def bench(p50):

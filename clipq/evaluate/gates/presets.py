@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clipq.errors import unknown_name
+from clipq.errors import UsageError, unknown_name
 from clipq.evaluate.gates.gate import Gate
 from clipq.evaluate.gates.parse import parse_gate
 
@@ -16,6 +16,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "mlperf-99.9": ("acc1:percent-max-degradation=0.1",),
     "non-inferior": ("acc1:non-inferior=0.01", "ece15:non-inferior=0.01", "mcm.auroc:non-inferior=0.01"),
 }
+
+OF_FP32 = ("mlperf-99", "mlperf-99.9")  # presets whose rules mean what they say beside an FP32 baseline alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,27 @@ def read_gates(rules: Iterable[str] = (), presets: Iterable[str] = ()) -> list[G
             raise unknown_name("preset of gates", name, PRESETS)
         groups.append(_preset(name))
     return _without_repeats(groups) or [replace(_preset("default"), required=False)]
+
+
+def check_baseline(presets: Iterable[str], baselines: Mapping[str, str]) -> None:
+    """Refuse presets that are about FP32 where something else is the baseline.
+
+    Args:
+        presets: Names.
+        baselines: What engines are compared with, by id, and its precision.
+
+    Raises:
+        UsageError: MLPerf's 99 % are of the FP32 reference, and a baseline is not FP32.
+    """
+    named = [name for name in presets if name in OF_FP32]
+    other = [f"{engine}, {precision}" for engine, precision in baselines.items() if precision != "fp32"]
+    if named and other:
+        raise UsageError(
+            f"{named[0]} is about the accuracy of the FP32 reference",
+            found=f"the baseline {other[0]}",
+            expected="a baseline in FP32",
+            fix=f"Choose one, or write the rule itself, {PRESETS[named[0]][0]}, which takes the baseline as it is.",
+        )
 
 
 def _preset(name: str) -> Group:
