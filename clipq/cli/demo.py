@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     require_report_libraries()
     suite = resolve(read_suite("demo"), None)
     with locked(args.output):
-        bundle = export_bundle(Recipe(model=args.model, seed=args.seed), args.output / "bundle", resume=True)
+        bundle = export_bundle(Recipe(model=args.model, seed=args.seed, patch_tokens=True), args.output / "bundle", resume=True)
         options = EvalOptions(**suite.options, suite=suite.record, limit=args.limit, seed=args.seed, resume=True)
         report = evaluate_bundle(bundle, options, args.output)
     if args.json:
