@@ -66,6 +66,23 @@ def test_two_reports_are_compared_image_by_image(reports, capsys):
     assert delta(json.loads(out), metric="nll")["paired"] is False
 
 
+def test_thresholds_are_those_of_the_first_report(reports, capsys):
+    """What the first report's threshold accepts on the second's scores, whatever baseline either had, with the paired difference."""
+    code, out, _ = call(capsys, reports / FIRST, reports / SECOND, "--engines", "ort-int8-static", "--json", "-")
+    _, samples = make_example(n=600, resamples=60)
+
+    def scores(engine, data):
+        return samples["mcm"][(samples["engine"] == engine) & (samples["data"] == data)].astype(float)
+
+    threshold = np.sort(scores("ort-int8-static", ID))[569]  # 570 of 600 are 95 %
+    found = json.loads(out)["ood"]["ort-int8-static"][PAIR]["mcm"]
+    assert found["tpr_transfer"]["value"] == pytest.approx(np.mean(scores("ort-int8-dynamic", ID) <= threshold))
+    let_in = [np.mean(scores(engine, OOD[0]) <= threshold) for engine in ("ort-int8-static", "ort-int8-dynamic")]
+    assert found["fpr_transfer"]["value"] == pytest.approx(let_in[1])
+    assert found["fpr_transfer"]["delta"] == pytest.approx(let_in[1] - let_in[0])
+    assert (code, found["fpr_transfer"]["paired"]) == (0, True)
+
+
 def test_without_samples_intervals_are_wider_and_said_to_be_unpaired(reports, capsys, tmp_path):
     """Where the images cannot be matched the intervals are added, and the table says so."""
     shutil.copy(reports / SECOND / "report.json", tmp_path)
