@@ -23,6 +23,7 @@ from clipq.evaluate.metrics.paired import disagreement, flips
 from clipq.evaluate.ood_means import mean_estimates, sets_to_average
 from clipq.evaluate.report.read import StoredReport
 from clipq.evaluate.report.samples import has_score, select
+from clipq.evaluate.robustness.between import between_axes
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import TRANSFER, resample_ood
@@ -30,7 +31,7 @@ from clipq.evaluate.statistics.ood import TRANSFER, resample_ood
 SCHEMA = "clipq.comparison/1"
 Columns = dict[str, npt.NDArray[Any]]
 Both = tuple[Resampled, Resampled]  # of the first side and of the second
-PARTS = ("engines", "results", "ood", "ood_means", "paired", "bench")
+PARTS = ("engines", "results", "ood", "ood_means", "paired", "robustness", "bench")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +114,7 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         "ood": {},
         "ood_means": {},
         "paired": {},
+        "robustness": {},
     }
     for a, b in sides:
         shared = [data for data in b.part("results") if data in a.part("results")]
@@ -122,9 +124,11 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         both = {pair: _resampled(a, b, pair, stream, resamples) for stream, pair in enumerate(pairs, start=1)}
         comparison["ood"][b.engine] = {pair: _ood(a, b, pair, both[pair]) for pair in pairs}
         comparison["ood_means"][b.engine] = _ood_means(b, both)
+        comparison["robustness"][b.engine] = _robustness(a, b, resamples)
     add_holm(comparison["results"])
     add_holm(comparison["ood"])
     add_holm(comparison["ood_means"])
+    add_holm(comparison["robustness"])
     if not any(comparison["results"].values()):
         raise ClipqError("the two sides share no data set, so nothing can be compared")
     return comparison
@@ -135,6 +139,11 @@ def _results(a: Side, b: Side, data: str, resamples: int) -> dict[str, Any]:
     rows = _same_images(a, b, data, data)
     paired = {} if rows is None else classification_estimates(_outcomes(rows[0]), _outcomes(rows[1]), resamples=resamples)
     return {metric: _entry(paired.get(metric), first[metric], second[metric]) for metric in second if metric in first}
+
+
+def _robustness(a: Side, b: Side, resamples: int) -> dict[str, Any]:
+    part = b.stored.report.get("robustness", {}).get(b.engine, {})
+    return between_axes(part, lambda data: _same_images(a, b, data, data), resamples=resamples)
 
 
 def _resampled(a: Side, b: Side, pair: str, stream: int, resamples: int) -> dict[str, Both]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,12 @@ from toy_bundle import make_toy_bundle
 
 from clipq.cli.main import main
 from clipq.errors import UsageError
+from clipq.evaluate.difference import between_engines
 from clipq.evaluate.gates.parse import parse_gate
 from clipq.evaluate.gates.readings import readings
 from clipq.evaluate.metrics.outcomes import outcomes_from_predictions
 from clipq.evaluate.report.markdown import render_markdown
+from clipq.evaluate.report.read import read_report
 from clipq.evaluate.report.robustness import robustness_cell, robustness_tables
 from clipq.evaluate.robustness.block import Evaluated, robustness_parts
 from clipq.evaluate.robustness.cells import find_cells
@@ -473,3 +476,26 @@ def test_pairs_that_are_none(options: list[str], words: list[str], birds: Path, 
     error = capsys.readouterr().err
     assert all(word in error for word in words), error
     assert not (birds / "never" / "embeddings").exists()
+
+
+def test_axes_between_engines_of_a_report(birds: Path) -> None:
+    """From the samples alone, the figures of one engine against another are those the report has against its baseline."""
+    assert _eval(birds, "between", "--data", f"waterbirds:{birds}/birds:common,waterbirds:{birds}/birds:counter") == 0
+    stored = read_report(birds / "between")
+    own = stored.report["robustness"]["ort-int8-static"]["spurious"]
+    elsewhere = replace(stored, report={**stored.report, "baseline": "torch-fp32"})
+    found = between_engines(elsewhere, "ort-fp32", "ort-int8-static", resamples=60)["robustness"]["ort-int8-static"]["spurious"]
+    for pair, metrics in own.items():
+        assert found[pair].keys() == metrics.keys()
+        for metric, entry in metrics.items():
+            assert (found[pair][metric]["value"], found[pair][metric]["delta"]) == (entry["value"], entry["delta"])
+    direct = between_engines(stored, "ort-fp32", "ort-int8-static")
+    assert direct["robustness"]["ort-int8-static"] == stored.report["robustness"]["ort-int8-static"]
+
+
+def test_gate_of_an_axis_between_reports(birds: Path) -> None:
+    """A report compared with itself has no added vulnerability, and a gate on it finds the figure."""
+    assert _eval(birds, "again", "--data", f"waterbirds:{birds}/birds:common,waterbirds:{birds}/birds:counter") == 0
+    both = [str(birds / "again")] * 2
+    assert main(["compare", *both, "--fail-on", "rsg.delta>0.9"]) == 0
+    assert main(["compare", *both, "--fail-on", "vuln_add>=0"]) == 3
