@@ -31,7 +31,7 @@ from clipq.evaluate.statistics.ood import TRANSFER, resample_ood
 SCHEMA = "clipq.comparison/1"
 Columns = dict[str, npt.NDArray[Any]]
 Both = tuple[Resampled, Resampled]  # of the first side and of the second
-PARTS = ("engines", "results", "ood", "ood_means", "paired", "robustness", "bench")
+PARTS = ("engines", "results", "ood", "ood_means", "paired", "retrieval", "robustness", "bench")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +115,7 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         "ood_means": {},
         "paired": {},
         "robustness": {},
+        "retrieval": {b.engine: _retrieval(a, b) for a, b in sides},
     }
     for a, b in sides:
         shared = [data for data in b.part("results") if data in a.part("results")]
@@ -144,6 +145,16 @@ def _results(a: Side, b: Side, data: str, resamples: int) -> dict[str, Any]:
 def _robustness(a: Side, b: Side, resamples: int) -> dict[str, Any]:
     part = b.stored.report.get("robustness", {}).get(b.engine, {})
     return between_axes(part, lambda data: _same_images(a, b, data, data), resamples=resamples)
+
+
+def _retrieval(a: Side, b: Side) -> dict[str, Any]:
+    """Return the recalls that both sides have, with differences as of independent samples: no report holds what each query found."""
+    first, second = (side.stored.report.get("retrieval", {}).get(side.engine, {}) for side in (a, b))
+    return {
+        data: {metric: _entry(None, first[data][metric], entry) for metric, entry in own.items() if "recall" in metric}
+        for data, own in second.items()
+        if data in first
+    }
 
 
 def _resampled(a: Side, b: Side, pair: str, stream: int, resamples: int) -> dict[str, Both]:

@@ -124,6 +124,21 @@ def test_calibration_images_are_refused(evaluated: tuple[Bundle, Path, dict[str,
         load_caption_sets(bundle, [DATA], limit=7, seed=3)
 
 
+def test_reports_are_compared_by_recall_too(evaluated: tuple[Bundle, Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Between two reports the difference is that of independent samples; of one report it is the report's own."""
+    _, folder, report = evaluated
+    arguments = ["--fail-on", "recall_at_5.delta_pp<-100", "--json", str(tmp_path / "two.json"), "-q"]
+    assert main(["compare", str(folder), str(folder), *arguments]) == 0
+    comparison = json.loads((tmp_path / "two.json").read_text())
+    entry = comparison["retrieval"]["ort-int8-static"][DATA]["recall_at_5"]
+    assert (entry["delta"], entry["paired"]) == (0.0, False)
+    assert entry["delta_ci95"][0] < 0 < entry["delta_ci95"][1]
+    assert not [name for name in comparison["retrieval"]["ort-int8-static"][DATA] if "recall" not in name]
+    assert main(["compare", str(folder), "--fail-on", "recall_at_5.value<0", "--json", str(tmp_path / "one.json"), "-q"]) == 0
+    own = json.loads((tmp_path / "one.json").read_text())["retrieval"]["ort-int8-static"]
+    assert own == report["retrieval"]["ort-int8-static"]
+
+
 def test_gates_know_the_names_of_retrieval() -> None:
     """Recall has differences and goals; a slip names the nearest."""
     assert parse_gate("recall_at_1.delta_pp<-1").kind == "retrieval"
