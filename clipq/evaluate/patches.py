@@ -68,6 +68,7 @@ class PatchStores:
                 (data, own): {n: stores.of({**facts[n], **_LOCAL, "classifier": theirs[n]}) for n in facts if n in has}
                 for data, facts in images.items()
                 for own, theirs in classifiers.items()
+                if data == own or data not in classifiers  # classes score their own images and foreign ones
             },
             {
                 data: {n: stores.of({**images[data][n], **_FOURIER, "grid": list(grid)}) for n in images[data] if n in has}

@@ -211,6 +211,12 @@ def test_plans_are_told_to_have_none(evaluated: tuple[Bundle, Path, dict[str, An
     assert planned is not None
     assert planned.left_out == {"trt-fp16": "its plans give embeddings only"}
     assert planned.unfinished() == {"ort-fp32"}
+    both = PatchStores.planned(
+        evaluated[0], Stores(tmp_path, resume=False), {**facts, FAR: facts[ID], "other": facts[ID]}, {**facts, "other": facts[ID]}
+    )
+    assert both is not None
+    assert set(both.local) == {(ID, ID), ("other", "other"), (FAR, ID), (FAR, "other")}
+    assert set(both.fourier) == {ID, "other"}
     assert planned.local_scores("trt-fp16", ID, ID, np.ones(3, np.bool_)) is None
     assert planned.energy("trt-fp16", ID, np.ones(3, np.bool_)) is None
 
