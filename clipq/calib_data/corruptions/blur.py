@@ -13,6 +13,7 @@ from clipq.calib_data.corruptions.draws import Draws
 from clipq.calib_data.corruptions.planes import Float32, correlate, from_pillow, scale, to_pillow
 
 _FINE = 9  # points per pixel and axis, to antialias a disk; odd, so that the smallest disk still holds one
+_MOST_PARTS = 8  # of a pixel of a small picture and axis, for glass: all that 28 pixels need
 
 
 def gaussian_blur(picture: Float32, sigma: float, _draws: Draws) -> Float32:
@@ -38,13 +39,17 @@ def _disk(radius: float, rim: float) -> Float32:
 
 
 def glass_blur(picture: Float32, constants: tuple[float, int, int], draws: Draws) -> Float32:
-    """Smooth, let each pixel take the colour of a near one, smooth again; ``constants`` are sigma, reach and rounds."""
+    """Smooth, let each pixel take the colour of a near one, smooth again; ``constants`` are sigma, reach and rounds.
+
+    Pixels of a small picture are divided for that, so that colours can move by less than one of them, and averaged in the end.
+    """
     sigma, reach, rounds = constants
-    size = scale(picture)
-    picture = _smooth(picture, sigma * size)
+    parts = min(int(np.ceil(1 / scale(picture))), _MOST_PARTS)
+    size, (height, width) = scale(picture) * parts, picture.shape[1:]
+    picture = _smooth(picture.repeat(parts, axis=1).repeat(parts, axis=2), sigma * size)
     for _ in range(rounds):
         picture = _scattered(picture, draws.integers(-reach, reach, 2, *picture.shape[1:]) * size, draws)
-    return _smooth(picture, sigma * size)
+    return np.asarray(_smooth(picture, sigma * size).reshape(3, height, parts, width, parts).mean(axis=(2, 4)))
 
 
 def _scattered(picture: Float32, displacement: npt.NDArray[np.floating], draws: Draws) -> Float32:
