@@ -478,6 +478,22 @@ def test_pairs_that_are_none(options: list[str], words: list[str], birds: Path, 
     assert not (birds / "never" / "embeddings").exists()
 
 
+def test_corrupted_copies_named_as_data(birds: Path) -> None:
+    """Copies that ``--data`` names are put together with their clean set: the mean error is that of their accuracies."""
+    copies = [f"corrupt-synth:{name}/2:synthetic:scenes" for name in ("fog", "contrast")]
+    assert _eval(birds, "copies", "--data", ",".join(["synthetic:scenes", *copies]), "--limit", "60") == 0
+    report = json.loads((birds / "copies" / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    for engine, axes in report["robustness"].items():
+        (noise,) = axes["noise"].values()
+        errors = [1 - report["results"][engine][copy]["acc1"]["value"] for copy in copies]
+        assert noise["mean_error"]["value"] == pytest.approx(np.mean(errors))
+        assert (noise["corruptions"], noise["severities"]) == (["fog", "contrast"], [2])
+    text = (birds / "copies" / "report.md").read_text()
+    assert "### Error by corruption: synthetic:scenes" in text
+    assert "2 corruptions at severity 2" in text
+
+
 def test_axes_between_engines_of_a_report(birds: Path) -> None:
     """From the samples alone, the figures of one engine against another are those the report has against its baseline."""
     assert _eval(birds, "between", "--data", f"waterbirds:{birds}/birds:common,waterbirds:{birds}/birds:counter") == 0
