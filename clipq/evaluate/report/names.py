@@ -131,7 +131,8 @@ METRICS: Mapping[str, Quantity] = {
         f"coverage_at_risk_{share}": Quantity(
             f"Coverage at {share} % risk",
             "high",
-            f"Largest share of images that a confidence threshold accepts with at most {share} % errors.",
+            f"Largest share of images that a confidence threshold accepts with at most {share} % errors. Where that are few images, the "
+            "value lies too high and its interval means little.",
             "Geifman & El-Yaniv 2017",
         )
         for share in (1, 5)

@@ -45,7 +45,9 @@ def classification_estimates(
     With several engines, ``resample_classification`` once for each and ``compare`` for each pair does less work.
     Some metrics are not resampled and have no interval: ``ece15_by_chance`` is a scale for others; ``ece_sweep``, ``ece_classwise``, the
     parts of the Brier score and ``temperature`` would have to be computed anew from all probabilities, and in ``ece_kde`` copies of a
-    sample would stand in for the sample left out.
+    sample would stand in for the sample left out. The interval of ``coverage_at_risk_*`` is there and means little where few images keep
+    the risk: the value lies too high, because the best of many thresholds is taken. At 500 images it held a true coverage of 10 % in 88
+    and one of 0.1 % in 6 of 100 simulated repetitions.
 
     Raises:
         DataError: The two were not run on the same samples.
