@@ -112,10 +112,10 @@ def shares(stages: Mapping[str, Stage], errors: Mapping[str, float]) -> dict[str
     one another sums to the whole; what was measured alone (weights, activations, a tower) need not, and that is the remainder.
 
     Args:
-        stages: The stages by key, in order.
+        stages: The stages by key, in order; the last that is a part ends the loss.
         errors: Key -> squared error from the first stage.
     """
-    total = errors[list(stages)[-1]]
+    total = errors[[key for key, stage in stages.items() if stage.part][-1]]
     parts = {key: errors[key] - errors[stage.before] for key, stage in stages.items() if stage.part and stage.before}
 
     def share(value: float) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from clipq.engines.table import ENGINES, checked_entry
 from clipq.errors import RefusedError, UsageError
 
 # What computes a tower.
-Form = Literal["reference", "torch", "fp32", "half", "weights", "activations", "quantized", "exact", "engine"]
+Form = Literal["reference", "torch", "fp32", "half", "weights", "activations", "quantized", "engine", "default"]
 HalfName = Literal["fp16", "bf16"]
 QUANTIZED = ("int8", "fp8")
 TOWERS: tuple[Tower, ...] = ("image", "text")
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         engine_id: The engine.
         graphs: Tower to the portable graph that runs, or that its plan is built from.
-        stages: In order; the first is what all are compared with, the last is the engine as it runs.
+        stages: In order; the first is what all are compared with, the last part is the engine as it runs.
         left_out: Key of a stage that other engines have -> why this one has not.
         half: The half type of the stage in half precision.
         rounds: Whether the engine computes in it where it is not quantized, so that the quantized graph is rounded too.
@@ -101,17 +101,12 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
         stages += _quantized(quantized)
     else:
         left_out["quantization"] = f"nothing of {engine_id} is quantized"
-    if quantized and (kind.runtime, kind.provider) == ("onnxruntime", CPU):
-        change = "integer kernels compute the products, on x86 the slower ones whose sums of 16 bits cannot saturate"
-        stages.append(_stage(("exact", "exact integer kernels"), change, stages, "exact", "engine"))
-    last = (
-        "with the kernels that saturate at 16 bits on x86 processors without VNNI"
-        if stages[-1].key == "exact"
-        else "as it is opened in use"
-    )
     before = stages if quantized else [stage for stage in stages if stage.part]
-    change = f"the deployed file on its runtime, {last}"
+    integers = bool(quantized) and (kind.runtime, kind.provider) == ("onnxruntime", CPU)
+    change = f"the deployed file on its runtime, {'integer kernels with exact products' if integers else 'as clipq opens it'}"
     stages.append(_stage(("engine", "as it runs"), change, before, "engine", "engine"))
+    if integers:
+        stages.append(_default(quantized))
     return Plan(engine_id, graphs, tuple(stages), left_out, half, on_path)
 
 
@@ -142,6 +137,12 @@ def _half(half: HalfName, changed: list[Tower], *, part: bool) -> Stage:
     changes = f"every result is rounded to {name}, nothing is quantized"
     forms: list[Form] = ["half" if tower in changed else "fp32" for tower in TOWERS]
     return Stage("half", f"{name} graph", changes, "export", forms[0], forms[1], part)
+
+
+def _default(quantized: list[Tower]) -> Stage:
+    changes = "the same file opened without clipq, whose integer kernels saturate at 16 bits on x86 processors without VNNI"
+    forms: list[Form] = ["default" if tower in quantized else "engine" for tower in TOWERS]
+    return Stage("default", "ONNX Runtime's defaults", changes, "engine", forms[0], forms[1], part=False)
 
 
 def _quantized(towers: list[Tower]) -> list[Stage]:

@@ -88,7 +88,7 @@ class Towers:
             engine = self._engine(self._plan.engine_id if form == "engine" else TORCH)
             return lambda batch: engine.run(tower, batch)
         rounded = form == "half" or (form == "quantized" and self._plan.rounds)
-        options = {"optimised": not rounded, "quantized_kernels": form == "exact", "exact_products": form == "exact"}
+        options = {"optimised": not rounded, "quantized_kernels": form == "default", "exact_products": form != "default"}
         session = open_on_cpu(self._graph(tower, form), threads=self._work.threads, **options)
         return lambda batch: _checked(session.run([OUTPUT_NAME], {INPUT_NAMES[tower]: batch})[0], tower, form)
 
@@ -101,7 +101,7 @@ class Towers:
     def _graph(self, tower: Tower, form: Form) -> Path:
         plain, source = (checked_graph(self._bundle, name) for name in (PLAIN[tower], self._plan.graphs[tower]))
         target = self._scratch / f"{tower}.{form}.onnx"
-        if form in {"fp32", "exact"}:
+        if form in {"fp32", "default"}:
             return plain if form == "fp32" else source
         if form == "half":
             typed = target.with_suffix(".typed.onnx")

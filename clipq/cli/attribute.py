@@ -18,8 +18,9 @@ EPILOG = """stages, each compared with the one before and with FP32 PyTorch on t
   activations alone     the engine's quantized activations, weights in FP32
   text tower alone      only where the engine quantizes the text tower
   quantized graph       all that is quantized together, products simulated in FP32
-  exact integer kernels the deployed file on the CPU without the kernels that saturate at 16 bits
-  as it runs            the deployed file as it is opened in use
+  as it runs            the deployed file, on a CPU with exact integer products
+  ONNX Runtime's defaults
+                        the same opened without clipq: on x86 without VNNI its integer kernels saturate
 
 Stages that an engine does not have are left out, with the reason. Graphs of all stages are open at once; images are decoded once."""
 

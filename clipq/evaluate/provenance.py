@@ -12,6 +12,7 @@ from typing import Any
 from clipq import __version__
 from clipq.artifact import PLAN_SUFFIX, Bundle, FileEntry, describe_file
 from clipq.engines.base import Tower
+from clipq.engines.onnxruntime.options import session_entries
 from clipq.engines.table import PLANNED
 from clipq.engines.tensorrt.adapter import load_api
 from clipq.engines.tensorrt.device import require_device
@@ -52,7 +53,7 @@ def engine_bytes(bundle: Bundle, engine_id: str) -> int | None:
 
 
 def tower_facts(bundle: Bundle, engine_id: str, tower: Tower) -> dict[str, Any]:
-    """Return what decides the values a tower computes: its files or checkpoint by hash, runtime and version, and the GPU if it has one.
+    """Return what decides the values a tower computes: its files or checkpoint by hash, runtime, version and options, and its GPU.
 
     Raises:
         MissingRuntimeError: The runtime is not installed.
@@ -66,6 +67,7 @@ def tower_facts(bundle: Bundle, engine_id: str, tower: Tower) -> dict[str, Any]:
         "runtime": entry.runtime,
         "version": runtime_version(entry.runtime),
         "provider": entry.provider,
+        **({"session": session_entries(entry)} if tower in entry.quantized and session_entries(entry) else {}),
     }
     return facts if entry.provider in ON_CPU else {**facts, "device": require_device().name}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import EngineEntry
+from clipq.engines.onnxruntime.options import session_entries
 from clipq.export.stages import Facts, Stages
 from clipq.files import sha256_json, write_json
 
@@ -35,6 +36,7 @@ def write_description(folder: Path, stages: Stages, engine_id: str, entry: Engin
         "towers": dict(entry.towers),
         "graphs_of_plans": dict(entry.graphs),
         "quantized": list(entry.quantized),
+        **({"session": entries} if (entries := session_entries(entry)) else {}),
         **said,
     }
     files = {**entry.graphs, **{f"{tower} that runs": file for tower, file in entry.towers.items()}}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipq.engines.base import Float32
+from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError, missing_extra
 
 BATCH_SIZES = (1, 5)
@@ -114,9 +115,7 @@ def _run(path: Path, inputs: npt.NDArray[Any]) -> list[Float32]:
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu") from error
     try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         found = [session.run(None, {name: inputs[rows]}) for rows in _blocks()]
     except Exception as error:  # ONNX Runtime's errors have no base of their own

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from clipq.engines.onnxruntime.options import session_options
+
 Array = np.ndarray
 
 
@@ -25,8 +27,7 @@ def inputs_of(path: Path, n: int, seed: int = 0) -> Array:
 
 
 def _session(path: Path, **values: object) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     for name, value in values.items():
         setattr(options, name, value)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from clipq.artifact import Bundle, Manifest
 from clipq.engines.base import Engine, Float32, Tower, TowerSpec
+from clipq.engines.onnxruntime.options import session_options
 from clipq.engines.onnxruntime.profile import read_profile
 from clipq.engines.onnxruntime.providers import CPU, require_provider, session_providers
 from clipq.engines.proof import TowerProof, read_work
@@ -116,10 +117,8 @@ def _checked(bundle: Bundle, name: str) -> Path:
 
 def _session(path: Path, providers: Sequence[tuple[str, dict[str, str]]], threads: int | None, *, spinning: bool, profile: str) -> Any:
     ort = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
+    options = session_options(threads or 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.enable_profiling, options.profile_file_prefix = bool(profile), profile
     try:

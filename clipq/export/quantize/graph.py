@@ -16,6 +16,7 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError
 from clipq.machine import usable_cores
 
@@ -92,7 +93,7 @@ def _bytes(tensor: TensorProto) -> int:
 
 
 def open_on_cpu(
-    path: Path, *, threads: int | None = None, optimised: bool = True, quantized_kernels: bool = True, exact_products: bool = False
+    path: Path, *, threads: int | None = None, optimised: bool = True, quantized_kernels: bool = True, exact_products: bool = True
 ) -> onnxruntime.InferenceSession:
     """Open a graph on ONNX Runtime's CPU provider.
 
@@ -101,22 +102,18 @@ def open_on_cpu(
         threads: Of one inference, sleeping between operators; None means every core this process may use, for itself alone.
         optimised: Let ONNX Runtime rewrite the graph; Casts that round are then optimized away.
         quantized_kernels: Let it put integer kernels in the place of Q/DQ around FP32 operators.
-        exact_products: On x86 processors without VNNI, make it take its slower integer kernels: the usual ones add pairs of products in
-            16 bits and saturate (``kOrtSessionOptionsAvx2PrecisionMode`` in ``onnxruntime_session_options_config_keys.h``).
+        exact_products: As engines run; without it, integer kernels saturate on x86 processors without VNNI (``EXACT_PRODUCTS``).
 
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    options = session_options(threads or usable_cores(), exact_products=exact_products)
     if threads:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not quantized_kernels:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if exact_products:
-        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class per status code, with no common base but Exception

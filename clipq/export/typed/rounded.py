@@ -17,6 +17,7 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clipq.engines.base import Float32
+from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError
 from clipq.export.parity import BATCH_SIZES, compare_towers
 from clipq.export.quantize.graph import load_graph, publish, save_graph, scratch_folder
@@ -59,10 +60,8 @@ def rounded_outputs(path: Path, inputs: npt.NDArray[Any]) -> Float32:
 def _outputs(path: Path, inputs: npt.NDArray[Any]) -> list[Float32]:
     model = load_graph(path)
     widen(model, path, rounded=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options = session_options(usable_cores())
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # or the rounding is optimized away
-    options.log_severity_level = 3
     with scratch_folder(path) as folder:
         save_graph(model, folder / "rounded.onnx")
         try:
