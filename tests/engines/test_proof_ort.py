@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from toy_bundle import CPU, make_toy_bundle
 
+from clipq.engines.onnxruntime.options import session_options
 from clipq.engines.onnxruntime.profile import read_profile
 from clipq.engines.proof import RanLayer, TowerProof, read_asked, read_work, work_of_name
 from clipq.engines.table import open_engine
@@ -39,8 +40,8 @@ def profiled(tmp_path: Path, nodes: list[Any], constants: dict[str, Any], shape:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix, options.log_severity_level = True, str(tmp_path / "profile"), 3
+    options = session_options()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
     session.run(None, {"x": np.zeros((1, *shape), np.float32)})

@@ -88,6 +88,8 @@ def test_engine_json_says_how_it_was_made(bundle: Bundle) -> None:
     """Which nodes are INT8, by which method, and how far the result is from PyTorch."""
     said = json.loads(bundle.file("engines/ort-int8-static/engine.json").read_text())
     assert (said["engine"], said["precision"], said["quantized"]) == ("ort-int8-static", "int8", ["image"])
+    assert said["session"] == {"session.x64quantprecision": "1"}
+    assert "session" not in json.loads(bundle.file("engines/ort-fp32/engine.json").read_text())
     assert said["graphs"]["towers/image.int8.onnx"]["images"] == 16
     assert 0.9 < said["graphs"]["towers/image.int8.onnx"]["parity"]["min_centred_cosine"] < 1
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError
 from clipq.export.quantize import graph as graph_module
 from clipq.export.typed.half import METADATA_KEY, to_half
@@ -42,7 +43,7 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: object) -
 
 
 def _run(path: Path, x: Array) -> Array:
-    output: Array = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    output: Array = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     return output
 
 

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError
 from clipq.export.typed import opset
 from clipq.export.typed.half import to_half
@@ -53,7 +54,7 @@ def _layer(path: Path, integers: Array, scales: Array, *, scale: float = 0.1, ve
 
 
 def _run(path: Path, x: Array) -> Array:
-    output: Array = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    output: Array = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     return output
 
 

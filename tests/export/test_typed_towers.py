@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from clipq.engines.onnxruntime.options import session_options
 from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.export.onnx import export_tower
 from clipq.export.quantize.fp8 import write_fp8
@@ -73,7 +74,7 @@ def _inputs(path: Path, n: int) -> Array:
 
 
 def _embed(path: Path, inputs: Array) -> Array:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
     output: Array = session.run(None, {session.get_inputs()[0].name: inputs})[0]
     return output
 
