@@ -311,11 +311,34 @@ def test_an_altered_data_set_has_no_pixels_of_open_clip(exported: Bundle, tmp_pa
     assert found["stages"][1]["to_before"]["squared_error"]["both"] < 1e-6
 
 
+def test_only_the_defaults_are_without_exact_products(exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage behind the engine opens the deployed file of both towers, without the entry that every other stage has."""
+    from clipq.attribution import towers as module
+    from clipq.evaluate.embed import plan_work
+
+    opened: list[tuple[Path, bool]] = []
+
+    def spy(path: Path, *, exact_products: bool, **_options: Any) -> None:
+        opened.append((path, exact_products))
+
+    monkeypatch.setattr(module, "open_on_cpu", spy)
+    plan = plan_stages(exported, "ort-int8-static")
+    last = plan.stages[-1]
+    assert (last.key, last.before, last.part, last.image, last.text) == ("default", "engine", False, "default", "default")
+    with module.Towers(exported, plan, plan_work(1, 4), tmp_path) as towers:
+        for tower in ("image", "text"):
+            towers.open(tower, "default")
+        for form in ("fp32", "weights", "activations", "quantized"):
+            towers.open("image", form)
+    assert opened[:2] == [(exported.folder / f"towers/{tower}.int8.onnx", False) for tower in ("image", "text")]
+    assert all(exact for _, exact in opened[2:])
+
+
 def test_shares_by_hand() -> None:
-    """A ladder sums to the whole; what was measured alone leaves a remainder; a loss of nothing has no shares."""
-    rows = [("a", "", True), ("b", "a", True), ("w", "b", True), ("v", "b", True), ("q", "b", False), ("e", "q", True)]
+    """A ladder sums to the whole; measured alone leaves a remainder; what follows the engine is none of its loss; no loss has no shares."""
+    rows = [("a", "", True), ("b", "a", True), ("w", "b", True), ("v", "b", True), ("q", "b", False), ("e", "q", True), ("d", "e", False)]
     stages = {key: Stage(key, key, "", before, "fp32", "fp32", part) for key, before, part in rows}
-    found = shares(stages, {"a": 0.0, "b": 1.0, "w": 3.0, "v": 2.0, "q": 5.0, "e": 4.0})
+    found = shares(stages, {"a": 0.0, "b": 1.0, "w": 3.0, "v": 2.0, "q": 5.0, "e": 4.0, "d": 9.0})
     assert {key: part["share"] for key, part in found["parts"].items()} == {"b": 0.25, "w": 0.5, "v": 0.25, "e": -0.25}
     assert found["remainder"] == {"squared_error": 1.0, "share": 0.25}
     assert shares(stages, dict.fromkeys(stages, 0.0))["remainder"] == {"squared_error": 0.0, "share": None}
