@@ -15,24 +15,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from photographs_tables import ENGINES, tables
+
 MODELS = ("photo-base", "photo-over", "photo-under")
 ID_SETS = ("tiny_imagenet", "cifar10", "imagenette")
 OOD_SETS = ("dtd10", "pneumoniamnist")
-ENGINES = ("torch-fp32", "ort-fp32", "ort-int8-dynamic", "ort-int8-static")
+NOISY_SETS = ("cifar10", "imagenette")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def export_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that makes a model's bundle."""
     words = ["clipq-export", f"local-dir:{shared}/models/{model}", "-o", f"{folder}/{model}/bundle", "--engines", ",".join(ENGINES)]
-    return [*words, "--calib", f"wds:{shared}/data/imagenette:train", "--calib-n", "512"]
+    return [*words, "--calib", f"wds:{shared}/data/imagenette:train", "--calib-n", "512", "--patch-tokens"]
 
 
 def eval_command(model: str, shared: str, folder: str) -> list[str]:
-    """Return the command that judges it."""
+    """Return the command that judges it on the images as they are."""
     words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/report"]
     words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in ID_SETS)]
-    return [*words, "--ood", ",".join(f"wds:{shared}/data/{name}" for name in OOD_SETS)]
+    words += ["--ood-far", ",".join(f"wds:{shared}/data/{name}" for name in OOD_SETS)]
+    return [*words, "--neglabel", "--tune-scale", f"wds:{shared}/data/imagenette:train"]
+
+
+def noise_command(model: str, shared: str, folder: str) -> list[str]:
+    """Return the command that judges it on corrupted copies."""
+    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/noise", "--no-bench", "--limit", "1000"]
+    words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in NOISY_SETS)]
+    return [*words, "--corruptions", "15", "--severities", "1,3,5"]
 
 
 def run(command: list[str]) -> None:
@@ -41,72 +51,10 @@ def run(command: list[str]) -> None:
     subprocess.run([program, *command[1:]], check=True)
 
 
-def short(data_id: str) -> str:
-    """Return a data set's folder name: ``wds:/somewhere/cifar10:test`` is ``cifar10``."""
-    return data_id.split(":")[1].rsplit("/", 1)[-1]
-
-
-def points(entry: dict[str, Any]) -> str:
-    """Return a fraction in percent, with its paired delta and interval in percent points."""
-    text = f"{100 * entry['value']:.2f}"
-    if entry["delta"] is None:
-        return text
-    low, high = entry["delta_ci95"]
-    return f"{text} ({100 * entry['delta']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}])"
-
-
-def classification_rows(model: str, report: dict[str, Any]) -> list[str]:
-    """Return one row per data set and engine: accuracy, calibration and agreement with the baseline."""
-    rows = []
-    for data in next(iter(report["results"].values())):
-        for engine in ENGINES:
-            metrics = report["results"][engine][data]
-            paired = report["paired"].get(engine, {}).get(data)
-            agreement = [f"{100 * paired['disagreement']:.2f}", f"{paired['cosine_centred_mean']:.4f}"] if paired else ["", ""]
-            cells = [model, short(data), engine, *(points(metrics[name]) for name in ("acc1", "ece15", "signed_gap"))]
-            rows.append(f"| {' | '.join([*cells, format(metrics['nll']['value'], '.3f'), *agreement])} |")
-    return rows
-
-
-def ood_rows(model: str, report: dict[str, Any], id_set: str) -> list[str]:
-    """Return one row per OOD set and engine: AUROC by score."""
-    rows = []
-    for pair in next(iter(report["ood"].values())):
-        if short(pair.split("|")[0]) != id_set:
-            continue
-        for engine in ENGINES:
-            scores = report["ood"][engine][pair]
-            cells = [points(scores[score]["auroc"]) for score in ("mcm", "maxlogit", "energy_logit")]
-            rows.append(f"| {' | '.join([model, short(pair.split('|')[1]), engine, *cells])} |")
-    return rows
-
-
-def tables(reports: dict[str, dict[str, Any]]) -> str:
-    """Return both tables and what made them as Markdown."""
-    head = next(iter(reports.values()))["provenance"]
-    lines = [
-        f"Recorded {head['created']} on {head['device']['cpu']}, {head['device']['cores']} cores; "
-        + ", ".join(f"{k} {v}" for k, v in head["versions"].items())
-        + ".",
-        "",
-    ]
-    lines += ["Values in percent; in parentheses the paired difference from `torch-fp32` in percent points with its 95 % interval.", ""]
-    lines += [
-        "| model | data | engine | top-1 | ECE-15 | confidence - accuracy | NLL | disagreement % | centred cosine |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for model, report in reports.items():
-        lines += classification_rows(model, report)
-    lines += [
-        "",
-        f"OOD detection, AUROC in percent, in-distribution {ID_SETS[0]}:",
-        "",
-        "| model | OOD | engine | MCM | max logit | energy |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model, report in reports.items():
-        lines += ood_rows(model, report, ID_SETS[0])
-    return "\n".join(lines)
+def read(folder: Path) -> dict[str, Any]:
+    """Return the report in a folder."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
 
 
 def replace_tables(page: Path, text: str) -> None:
@@ -123,15 +71,15 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="page whose tables are replaced")
     parser.add_argument("--skip-export", action="store_true", help="the bundles are there already")
     args = parser.parse_args()
-    reports = {}
+    folder, clean, noisy = Path(args.output), {}, {}
     for model in MODELS:
-        for command in ([] if args.skip_export else [export_command(model, args.shared, args.output)]) + [
-            eval_command(model, args.shared, args.output)
-        ]:
+        commands = [eval_command(model, args.shared, args.output), noise_command(model, args.shared, args.output)]
+        for command in commands if args.skip_export else [export_command(model, args.shared, args.output), *commands]:
             print(f"$ {shlex.join(command)}", file=sys.stderr)
             run(command)
-        reports[model] = json.loads((Path(args.output) / model / "report" / "report.json").read_text())
-    text = tables(reports)
+        clean[model] = read(folder / model / "report")
+        noisy[model] = read(folder / model / "noise")
+    text = tables(clean, noisy, ID_SETS[0])
     if args.table:
         replace_tables(args.table, text)
     else:

@@ -16,7 +16,8 @@ _HELP = {
     "'acc1:max-degradation=0.01' (also threshold, percent-max-degradation, min-improvement, percent-min-improvement, non-inferior); "
     "OOD metrics after near., far. or all. are means over those sets; may be given several times",
     "gates": "gates by name, beside those of --fail-on: default, mlperf-99, mlperf-99.9 (at least 99 %% or 99.9 %% of the baseline's "
-    "accuracy, which must be FP32), non-inferior (the whole 95 %% interval of accuracy, ECE-15 and AUROC within one percent point); exit code 3 as well",
+    "accuracy, which must be FP32), non-inferior (the whole 95 %% interval of accuracy, ECE-15 and AUROC within one percent point); "
+    "exit code 3 as well",
     "require_proof": "end with exit code 3 as well where the sample is too small to show that a gate passes",
     "junit": "also write the gates as JUnit XML for CI: one suite per engine; unproven gates are skipped, or failed with --require-proof",
     "summary": "also write the verdicts and worst differences as short Markdown, e.g. for a comment on a pull request",

@@ -117,7 +117,7 @@ def test_a_gate_near_chance_is_not_passed():
 
 
 def test_ten_thousand_images_can_pass():
-    """An engine that hardly moves the confidence passes beside a perfectly calibrated baseline; well above chance, one that moves it too."""
+    """An engine that hardly moves confidence passes beside a perfectly calibrated baseline; well above chance, one that moves it too."""
     assert _outcome(_report(10_000, 0.0, 0.02)[0], "ece15.delta>0.01")[0] == "pass"
     assert _outcome(_report(10_000, 0.02, 0.1, calibrated=False)[0], "ece15.delta>0.01")[0] == "pass"
 
