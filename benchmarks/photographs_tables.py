@@ -13,11 +13,12 @@ TRANSFERRED = ("mcm", "gl_mcm", "maxlogit", "energy_logit", "neglabel")
 EXPLAINED = "Values in percent; in parentheses the paired difference from `torch-fp32` in percent points with its 95 % interval."
 
 
-def tables(clean: Mapping[str, Report], noisy: Mapping[str, Report], ood_id: str) -> str:
+def tables(clean: Mapping[str, Report], tuned: Mapping[str, Report], noisy: Mapping[str, Report], ood_id: str) -> str:
     """Return all tables and what made them as Markdown.
 
     Args:
         clean: Model -> its report on the images as they are.
+        tuned: Model -> its report with a logit scale fitted per engine.
         noisy: Model -> its report with corrupted copies.
         ood_id: Folder name of the ID data set whose OOD tables are shown.
     """
@@ -25,8 +26,8 @@ def tables(clean: Mapping[str, Report], noisy: Mapping[str, Report], ood_id: str
     parts.append(
         _table("model | data | engine | top-1 | ECE-15 | confidence - accuracy | NLL | disagreement % | centred cosine", classified(clean))
     )
-    parts.append("One logit scale per engine, fitted on Imagenette training images (`--tune-scale`); ECE-15 before and after:")
-    parts.append(_table("model | data | engine | logit scale | ECE-15 | ECE-15 with the tuned scale", tuned(clean)))
+    parts.append("One logit scale per engine, fitted on Imagenette (`--tune-scale`); ECE-15 before and after:")
+    parts.append(_table("model | data | engine | logit scale | ECE-15 | ECE-15 with the tuned scale", scaled(tuned)))
     parts.append(f"OOD detection, AUROC, in-distribution {ood_id}:")
     parts.append(_table(" | ".join(["model | OOD | engine", *SCORES]), detected(clean, ood_id)))
     parts.append(
@@ -63,7 +64,7 @@ def classified(reports: Mapping[str, Report]) -> list[list[str]]:
     return rows
 
 
-def tuned(reports: Mapping[str, Report]) -> list[list[str]]:
+def scaled(reports: Mapping[str, Report]) -> list[list[str]]:
     """Return one row per model, data set and engine: its ECE-15 as exported, and with a logit scale of its own."""
     rows = []
     for model, data, engine, metrics in _results(reports, ("torch-fp32", *QUANTIZED)):
