@@ -3,6 +3,8 @@
 Needs three checkpoints in open_clip's format and photographs in the webdataset layout (not part of this project):
 
     python benchmarks/photographs.py --shared FOLDER -o out/photographs --table docs/results/photographs.md
+
+An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,20 +22,21 @@ from photographs_tables import ENGINES, tables
 MODELS = ("photo-base", "photo-over", "photo-under")
 ID_SETS = ("tiny_imagenet", "cifar10", "imagenette")
 OOD_SETS = ("dtd10", "pneumoniamnist")
-NOISY_SETS = ("cifar10", "imagenette")
+NOISY_SET, NOISY_IMAGES, NOISY_ENGINES = "cifar10", "500", ("torch-fp32", "ort-int8-dynamic", "ort-int8-static")
 TUNED_ON = "imagenette"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def export_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that makes a model's bundle."""
-    words = ["clipq-export", f"local-dir:{shared}/models/{model}", "-o", f"{folder}/{model}/bundle", "--engines", ",".join(ENGINES)]
+    words = ["clipq-export", f"local-dir:{shared}/models/{model}", "-o", f"{folder}/{model}/bundle", "--resume"]
+    words += ["--engines", ",".join(ENGINES)]
     return [*words, "--calib", f"wds:{shared}/data/imagenette:train", "--calib-n", "512", "--patch-tokens"]
 
 
 def eval_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that judges it on the images as they are."""
-    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/report"]
+    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/report", "--resume"]
     words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in ID_SETS)]
     words += ["--ood-far", ",".join(f"wds:{shared}/data/{name}" for name in OOD_SETS)]
     return [*words, "--neglabel"]
@@ -41,15 +44,15 @@ def eval_command(model: str, shared: str, folder: str) -> list[str]:
 
 def tune_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that fits a logit scale per engine on images that the others of the command are judged without."""
-    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/tuned", "--no-bench"]
+    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/tuned", "--no-bench", "--resume"]
     words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in ID_SETS if name != TUNED_ON)]
     return [*words, "--tune-scale", f"wds:{shared}/data/{TUNED_ON}"]
 
 
 def noise_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that judges it on corrupted copies."""
-    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/noise", "--no-bench", "--limit", "1000"]
-    words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in NOISY_SETS)]
+    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/noise", "--no-bench", "--resume"]
+    words += ["--data", f"wds:{shared}/data/{NOISY_SET}", "--limit", NOISY_IMAGES, "--engines", ",".join(NOISY_ENGINES)]
     return [*words, "--corruptions", "15", "--severities", "1,3,5"]
 
 
@@ -77,12 +80,11 @@ def main() -> None:
     parser.add_argument("--shared", required=True, help="folder with models/ and data/")
     parser.add_argument("-o", "--output", required=True, help="folder for bundles and reports")
     parser.add_argument("--table", type=Path, help="page whose tables are replaced")
-    parser.add_argument("--skip-export", action="store_true", help="the bundles are there already")
     args = parser.parse_args()
     folder, clean, tuned, noisy = Path(args.output), {}, {}, {}
     for model in MODELS:
-        commands = [make(model, args.shared, args.output) for make in (eval_command, tune_command, noise_command)]
-        for command in commands if args.skip_export else [export_command(model, args.shared, args.output), *commands]:
+        for make in (export_command, eval_command, tune_command, noise_command):
+            command = make(model, args.shared, args.output)
             print(f"$ {shlex.join(command)}", file=sys.stderr)
             run(command)
         clean[model] = read(folder / model / "report")
