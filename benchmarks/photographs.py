@@ -44,7 +44,7 @@ def eval_command(model: str, shared: str, folder: str) -> list[str]:
 
 def tune_command(model: str, shared: str, folder: str) -> list[str]:
     """Return the command that fits a logit scale per engine on images that the others of the command are judged without."""
-    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/tuned", "--no-bench", "--resume"]
+    words = ["clipq", "eval", f"{folder}/{model}/bundle", "-o", f"{folder}/{model}/report", "--no-bench", "--resume"]
     words += ["--data", ",".join(f"wds:{shared}/data/{name}" for name in ID_SETS if name != TUNED_ON)]
     return [*words, "--tune-scale", f"wds:{shared}/data/{TUNED_ON}"]
 
@@ -83,13 +83,12 @@ def main() -> None:
     args = parser.parse_args()
     folder, clean, tuned, noisy = Path(args.output), {}, {}, {}
     for model in MODELS:
-        for make in (export_command, eval_command, tune_command, noise_command):
+        for make, reports in (export_command, None), (tune_command, tuned), (eval_command, clean), (noise_command, noisy):
             command = make(model, args.shared, args.output)
             print(f"$ {shlex.join(command)}", file=sys.stderr)
             run(command)
-        clean[model] = read(folder / model / "report")
-        tuned[model] = read(folder / model / "tuned")
-        noisy[model] = read(folder / model / "noise")
+            if reports is not None:
+                reports[model] = read(folder / model / ("noise" if reports is noisy else "report"))  # tune and eval share embeddings
     text = tables(clean, tuned, noisy, ID_SETS[0])
     if args.table:
         replace_tables(args.table, text)
