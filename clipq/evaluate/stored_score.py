@@ -114,21 +114,27 @@ def _as_json(estimate: Estimate) -> dict[str, Any]:
     return fields
 
 
-def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes) -> dict[str, float]:
+def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes) -> dict[str, float | None]:
     flips = paired.flips(after.labels, before.predictions, after.predictions)
-    values = {
+    values: dict[str, float | None] = {
         "disagreement": paired.disagreement(before.predictions, after.predictions),
         "flips": flips.flips,
         "flips_pos_to_neg": flips.correct_to_wrong,
         "flips_neg_to_pos": flips.wrong_to_correct,
+        "flips_neg_to_other_neg": flips.wrong_to_other_wrong,
     }
     if baseline.logits is not None and engine.logits is not None:
-        values["js_divergence"] = paired.js_divergence_of_logits(baseline.logits, engine.logits)
+        values |= _divergences(paired.divergence_of_logits(baseline.logits, engine.logits))
     elif baseline.probabilities is not None and engine.probabilities is not None:
-        values["js_divergence"] = paired.js_divergence(baseline.probabilities, engine.probabilities)
+        values |= _divergences(paired.divergence(baseline.probabilities, engine.probabilities))
     values |= temperature_ratio(before.temperature, after.temperature)
     values["minimum_detectable_loss"] = minimum_detectable_loss(len(after), flips.flips)
     return values
+
+
+def _divergences(found: paired.Divergence) -> dict[str, float | None]:
+    """Return both; null for an infinite one, where the engine gives a probability of exactly 0 to what the baseline does not."""
+    return {"js_divergence": found.js, "kl_divergence": found.kl if math.isfinite(found.kl) else None}
 
 
 def _ood(engine: tuple[Stored, Stored], baseline: tuple[Stored | None, Stored | None], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -178,7 +184,9 @@ def _notes(outcomes: Outcomes, estimates: Mapping[str, Estimate], before: Outcom
         zeros = int(np.count_nonzero(np.isinf(outcomes.nll)))
         notes.append(f"nll is infinite: {zeros:,} of {n:,} samples give their label a probability of exactly 0; nothing is clipped.")
     if outcomes.nll is None:
-        notes.append("true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise and temperature.")
+        notes.append(
+            "true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise, temperature and divergences."
+        )
     if before is not None:
         loss = minimum_detectable_loss(n, float(np.mean(before.correct != outcomes.correct)))
         least = estimates["ece15"].minimum_detectable

@@ -19,9 +19,9 @@ from clipq.evaluate.stored import Keys, read_stored
 
 EVERY = {
     "acc1", "acc5", "mean_per_class_recall", "nll", "brier", "ece15", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde",
-    "ece_kde_bandwidth", "ece_classwise", "mce", "rmsce", "signed_gap", "brier_reliability", "brier_resolution", "brier_uncertainty",
-    "brier_within", "ece15_after_temperature", "temperature", "ece15_after_isotonic", "aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90",
-    "risk_at_95", "coverage_at_risk_1", "coverage_at_risk_5", "ece15_by_chance",
+    "ece_kde_bandwidth", "ece_classwise", "ece_classwise_above_1", "mce", "rmsce", "signed_gap", "brier_reliability",
+    "brier_resolution", "brier_uncertainty", "brier_within", "ece15_after_temperature", "temperature", "ece15_after_isotonic", "aurc",
+    "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95", "coverage_at_risk_1", "coverage_at_risk_5", "ece15_by_chance",
 }  # fmt: skip
 
 
