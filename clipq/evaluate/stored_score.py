@@ -19,7 +19,7 @@ from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import ood_estimates
 from clipq.evaluate.statistics.quantile import thresholds_of
 from clipq.evaluate.statistics.significance import minimum_detectable_loss
-from clipq.evaluate.stored import KINDS, Keys, Stored, files_of, read_stored
+from clipq.evaluate.stored import KINDS, Keys, Stored, check_same_samples, files_of, read_stored
 from clipq.evaluate.stored_robustness import Compared, OtherSets, stored_robustness
 from clipq.files import sha256_file, sha256_json
 from clipq.machine import describe_machine, library_versions, now
@@ -66,6 +66,8 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
     outcomes = engine.outcomes()
     reference = read_stored(baseline, keys) if baseline else None
     before = reference.outcomes() if reference else None
+    if baseline and before is not None:
+        check_same_samples(file, outcomes, baseline, before)
     estimates = classification_estimates(before, outcomes, resamples=resamples, seed=seed)
     result |= {name: _as_json(estimate) for name, estimate in estimates.items()}
     if reference is not None and before is not None:
@@ -139,6 +141,9 @@ def _divergences(found: paired.Divergence) -> dict[str, float | None]:
 
 def _ood(engine: tuple[Stored, Stored], baseline: tuple[Stored | None, Stored | None], *, resamples: int, seed: int) -> dict[str, Any]:
     """Return the OOD metrics of an engine's ID and OOD outputs; a baseline's ID outputs alone give the threshold that is transferred."""
+    if engine[0].classes != engine[1].classes and None not in (engine[0].classes, engine[1].classes):
+        found = f"{engine[0].classes} and {engine[1].classes} classes"
+        raise DataError("FILE and --ood are of different classifiers", found=found, expected="outputs for the same classes")
     id_scores, ood_scores = map(_ood_scores, engine)
     before_id, before_ood = (None if side is None else _ood_scores(side) for side in baseline)
     for option, scores in (("--ood", ood_scores), ("--baseline", before_id), ("--baseline-ood", before_ood)):
