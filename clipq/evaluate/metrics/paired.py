@@ -64,7 +64,7 @@ class CosineDrift:
 
 
 def disagreement(baseline: Array, engine: Array) -> float:
-    """Return the share of samples whose predicted class differs, in [0, 1].
+    """Return the share of samples whose predicted class differs, in [0, 1]: the churn of Milani Fard et al. 2016.
 
     >>> disagreement(np.array([0, 1, 2]), np.array([0, 1, 1]))
     0.3333333333333333
