@@ -8,6 +8,7 @@ from typing import Any
 
 from clipq.cli.gates import add_gates, end_on_failure, gates_asked, write_for_ci
 from clipq.cli.options import add_json, add_quiet, comma_list, write_json_option
+from clipq.cli.suite_options import add_resamples
 from clipq.errors import UsageError
 
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engines", metavar="ENGINE,...", type=comma_list, default=(), help="two engines of one report, or which engines of two reports"
     )
     add_gates(parser)
+    add_resamples(parser)
     add_json(parser)
     add_quiet(parser)
 
@@ -34,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from clipq.evaluate.gates.presets import describe_gates, read_gates
     from clipq.evaluate.verdict import judge
 
+    if args.resamples < 1:
+        raise UsageError("--resamples is too small", found=args.resamples, expected="1 or more")
     gates = read_gates(args.fail_on, args.gates)
-    comparison = _compare(args.reports, args.engines, args.gates)
+    comparison = _compare(args.reports, args.engines, args.gates, args.resamples)
     comparison["gates"], comparison["verdict"] = [], {}
     if gates_asked(args) or args.junit or args.summary:
         comparison["provenance"] = {"gates": describe_gates(gates)}
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str]) -> dict[str, Any]:
+def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str], resamples: int) -> dict[str, Any]:
     from clipq.evaluate.difference import between_engines, between_reports, of_one_report
     from clipq.evaluate.gates.presets import check_baseline
     from clipq.evaluate.report.read import read_report
@@ -63,14 +67,14 @@ def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str]) ->
         second = read_report(paths[1])
         chosen = engines or tuple(second.report["engines"])
         check_baseline(presets, {engine: precision for engine, precision in known.items() if engine in chosen})
-        return between_reports(stored, second, engines)
+        return between_reports(stored, second, engines, resamples=resamples)
     if engines and len(engines) != 2:
         raise UsageError(
             "--engines with one report needs two engines", found=", ".join(engines), fix="Write --engines ort-fp32,ort-int8-static."
         )
     baseline = engines[0] if engines else stored.report["baseline"]
     check_baseline(presets, {baseline: known.get(baseline, "fp32")})  # one that is not there is an error of its own
-    return between_engines(stored, *engines) if engines else of_one_report(stored)
+    return between_engines(stored, *engines, resamples=resamples) if engines else of_one_report(stored)
 
 
 def summary(comparison: dict[str, Any]) -> str:

@@ -92,8 +92,12 @@ def _table(result: Mapping[str, Any]) -> str:
         compared = "relative_loss_*, effective_robustness and vuln_add compare with the baseline: their p is of the value being 0."
         lines += ["", f"robustness: FILE is the known set (the common group). {compared}"]
     if "paired" in result:
-        lines += ["", "against the baseline: " + ", ".join(f"{name} {value:.4f}" for name, value in result["paired"].items())]
+        lines += ["", "against the baseline: " + ", ".join(_agreement(*item) for item in result["paired"].items())]
     return "\n".join([*lines, *(f"note: {text}" for text in result["notes"])])
+
+
+def _agreement(name: str, value: float | None) -> str:
+    return f"{name} infinite" if value is None else f"{name} {value:.4f}"
 
 
 def _row(name: str, fields: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from clipq.evaluate.robustness.between import between_axes
 from clipq.evaluate.statistics.bootstrap import Estimate, Resampled, compare
 from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import TRANSFER, resample_ood
+from clipq.machine import usable_cores
+from clipq.progress import bar
 
 SCHEMA = "clipq.comparison/1"
 Columns = dict[str, npt.NDArray[Any]]
@@ -117,15 +120,11 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
         "robustness": {},
         "retrieval": {b.engine: _retrieval(a, b) for a, b in sides},
     }
-    for a, b in sides:
-        shared = [data for data in b.part("results") if data in a.part("results")]
-        comparison["results"][b.engine] = {data: _results(a, b, data, resamples) for data in shared}
-        comparison["paired"][b.engine] = {data: found for data in shared if (found := _agreement(a, b, data))}
-        pairs = [pair for pair in b.part("ood") if pair in a.part("ood")]
-        both = {pair: _resampled(a, b, pair, stream, resamples) for stream, pair in enumerate(pairs, start=1)}
-        comparison["ood"][b.engine] = {pair: _ood(a, b, pair, both[pair]) for pair in pairs}
-        comparison["ood_means"][b.engine] = _ood_means(b, both)
-        comparison["robustness"][b.engine] = _robustness(a, b, resamples)
+    with bar("Comparing", len(sides)) as advance:
+        for a, b in sides:
+            for part, found in _parts(a, b, resamples).items():
+                comparison[part][b.engine] = found
+            advance(1)
     add_holm(comparison["results"])
     add_holm(comparison["ood"])
     add_holm(comparison["ood_means"])
@@ -133,6 +132,20 @@ def _comparison(baseline: str, second: StoredReport, sides: Sequence[tuple[Side,
     if not any(comparison["results"].values()):
         raise ClipqError("the two sides share no data set, so nothing can be compared")
     return comparison
+
+
+def _parts(a: Side, b: Side, resamples: int) -> dict[str, dict[str, Any]]:
+    """Return part of the comparison -> what it holds of one engine."""
+    shared = [data for data in b.part("results") if data in a.part("results")]
+    pairs = [pair for pair in b.part("ood") if pair in a.part("ood")]
+    both = {pair: _resampled(a, b, pair, stream, resamples) for stream, pair in enumerate(pairs, start=1)}
+    return {
+        "results": {data: _results(a, b, data, resamples) for data in shared},
+        "paired": {data: found for data in shared if (found := _agreement(a, b, data))},
+        "ood": {pair: _ood(a, b, pair, both[pair]) for pair in pairs},
+        "ood_means": _ood_means(b, both),
+        "robustness": _robustness(a, b, resamples),
+    }
 
 
 def _results(a: Side, b: Side, data: str, resamples: int) -> dict[str, Any]:
@@ -163,13 +176,15 @@ def _resampled(a: Side, b: Side, pair: str, stream: int, resamples: int) -> dict
     inside, outside = _same_images(a, b, known, known), _same_images(a, b, foreign, known)
     if inside is None or outside is None:
         return {}
-    found = {}
-    for score in b.part("ood")[pair]:
-        if all(has_score(rows, score) for rows in (*inside, *outside)):
-            tuned: dict[str, Any] = {"tuned_on": inside[0][score], "resamples": resamples, "stream": stream}
-            first, second = (resample_ood(inside[side][score], outside[side][score], **tuned) for side in (0, 1))
-            found[score] = first, second
-    return found
+    scores = [score for score in b.part("ood")[pair] if all(has_score(rows, score) for rows in (*inside, *outside))]
+
+    def both_sides(score: str) -> Both:
+        tuned: dict[str, Any] = {"tuned_on": inside[0][score], "resamples": resamples, "stream": stream}
+        first, second = (resample_ood(inside[side][score], outside[side][score], **tuned) for side in (0, 1))
+        return first, second
+
+    with ThreadPoolExecutor(usable_cores()) as pool:  # numpy leaves the cores free to other threads
+        return dict(zip(scores, pool.map(both_sides, scores), strict=True))
 
 
 def _ood(a: Side, b: Side, pair: str, both: Mapping[str, Both]) -> dict[str, Any]:
@@ -215,6 +230,7 @@ def _agreement(a: Side, b: Side, data: str) -> dict[str, float]:
         "flips": changed.flips,
         "flips_pos_to_neg": changed.correct_to_wrong,
         "flips_neg_to_pos": changed.wrong_to_correct,
+        "flips_neg_to_other_neg": changed.wrong_to_other_wrong,
         "calibration_shift": calibration_shift(before, after),
     }
 

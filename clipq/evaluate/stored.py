@@ -49,6 +49,12 @@ class Stored:
     predictions: Int64 | None = None
     labels: Array | None = None
 
+    @property
+    def classes(self) -> int | None:
+        """Return the number of classes; None where only predictions are there."""
+        matrix = self.probabilities if self.logits is None else self.logits
+        return None if matrix is None else matrix.shape[1]
+
     def outcomes(self) -> Outcomes:
         """Return the outcomes, with as many columns as the file allows.
 
@@ -94,6 +100,21 @@ def read_stored(path: Path, keys: Keys, *, labelled: bool = True) -> Stored:
     if path.suffix == ".csv":
         return _read_csv(path, labelled=labelled)
     raise UsageError(f"{path} is of an unknown kind", found=path.suffix or "no suffix", expected=KINDS)
+
+
+def check_same_samples(path: Path, own: Outcomes, baseline: Path, before: Outcomes) -> None:
+    """Check by their labels that two files are of the same samples in the same order.
+
+    Raises:
+        DataError: They are not.
+    """
+    if np.array_equal(own.labels, before.labels):
+        return
+    found = f"{len(own):,} and {len(before):,} samples"
+    if len(own) == len(before):
+        differ = np.flatnonzero(own.labels != before.labels)
+        found = f"other labels in {len(differ):,} of {len(own):,} rows, the first in row {differ[0]}"
+    raise DataError(f"{path} and {baseline} cannot be paired", found=found, expected="the same samples in the same order")
 
 
 def files_of(path: Path, keys: Keys) -> list[Path]:
@@ -186,8 +207,8 @@ def _columns(path: Path, reader: csv.DictReader[str], needed: tuple[str, ...]) -
 
 def _number(path: Path, line: int, name: str, text: str | None) -> float:
     try:
-        return float(text or "") if name == "confidence" else int(text or "")
-    except ValueError:
+        return float(text or "") if name == "confidence" else int(np.int64(int(text or "")))
+    except (ValueError, OverflowError):
         raise DataError(
             f"line {line} of {path} is not a row of numbers",
             found=f"{name} {text!r}",

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clipq.errors import DataError, UsageError
+from clipq.errors import UsageError
 from clipq.evaluate.metrics.outcomes import Outcomes
 from clipq.evaluate.robustness.measured import Accuracy, Row, TwoSets
 from clipq.evaluate.robustness.shift import shift_entry
 from clipq.evaluate.robustness.spurious import MOST_CLASSES, class_rows, spurious_entry, worst_group
-from clipq.evaluate.stored import Keys, read_stored
+from clipq.evaluate.stored import Keys, check_same_samples, read_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,6 @@ def _pair(compared: Compared, path: Path, baseline: Path | None) -> tuple[Outcom
     """Return the outcomes of the engine and of the baseline on one set."""
     own = read_stored(path, compared.keys).outcomes()
     before = read_stored(baseline, compared.keys).outcomes() if baseline else None
-    if before is not None and not np.array_equal(own.labels, before.labels):
-        raise DataError(
-            f"{path} and {baseline} cannot be paired",
-            found=f"{len(own):,} and {len(before):,} samples with other labels",
-            expected="the same samples in the same order",
-        )
+    if baseline and before is not None:
+        check_same_samples(path, own, baseline, before)
     return own, before

@@ -19,7 +19,7 @@ from clipq.evaluate.statistics.classification import classification_estimates
 from clipq.evaluate.statistics.ood import ood_estimates
 from clipq.evaluate.statistics.quantile import thresholds_of
 from clipq.evaluate.statistics.significance import minimum_detectable_loss
-from clipq.evaluate.stored import KINDS, Keys, Stored, files_of, read_stored
+from clipq.evaluate.stored import KINDS, Keys, Stored, check_same_samples, files_of, read_stored
 from clipq.evaluate.stored_robustness import Compared, OtherSets, stored_robustness
 from clipq.files import sha256_file, sha256_json
 from clipq.machine import describe_machine, library_versions, now
@@ -66,6 +66,8 @@ def score_files(  # noqa: PLR0913 - each is one file or choice of the caller
     outcomes = engine.outcomes()
     reference = read_stored(baseline, keys) if baseline else None
     before = reference.outcomes() if reference else None
+    if baseline and before is not None:
+        check_same_samples(file, outcomes, baseline, before)
     estimates = classification_estimates(before, outcomes, resamples=resamples, seed=seed)
     result |= {name: _as_json(estimate) for name, estimate in estimates.items()}
     if reference is not None and before is not None:
@@ -114,25 +116,34 @@ def _as_json(estimate: Estimate) -> dict[str, Any]:
     return fields
 
 
-def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes) -> dict[str, float]:
+def _paired(baseline: Stored, engine: Stored, before: Outcomes, after: Outcomes) -> dict[str, float | None]:
     flips = paired.flips(after.labels, before.predictions, after.predictions)
-    values = {
+    values: dict[str, float | None] = {
         "disagreement": paired.disagreement(before.predictions, after.predictions),
         "flips": flips.flips,
         "flips_pos_to_neg": flips.correct_to_wrong,
         "flips_neg_to_pos": flips.wrong_to_correct,
+        "flips_neg_to_other_neg": flips.wrong_to_other_wrong,
     }
     if baseline.logits is not None and engine.logits is not None:
-        values["js_divergence"] = paired.js_divergence_of_logits(baseline.logits, engine.logits)
+        values |= _divergences(paired.divergence_of_logits(baseline.logits, engine.logits))
     elif baseline.probabilities is not None and engine.probabilities is not None:
-        values["js_divergence"] = paired.js_divergence(baseline.probabilities, engine.probabilities)
+        values |= _divergences(paired.divergence(baseline.probabilities, engine.probabilities))
     values |= temperature_ratio(before.temperature, after.temperature)
     values["minimum_detectable_loss"] = minimum_detectable_loss(len(after), flips.flips)
     return values
 
 
+def _divergences(found: paired.Divergence) -> dict[str, float | None]:
+    """Return both; null for an infinite one, where the engine gives a probability of exactly 0 to what the baseline does not."""
+    return {"js_divergence": found.js, "kl_divergence": found.kl if math.isfinite(found.kl) else None}
+
+
 def _ood(engine: tuple[Stored, Stored], baseline: tuple[Stored | None, Stored | None], *, resamples: int, seed: int) -> dict[str, Any]:
     """Return the OOD metrics of an engine's ID and OOD outputs; a baseline's ID outputs alone give the threshold that is transferred."""
+    if engine[0].classes != engine[1].classes and None not in (engine[0].classes, engine[1].classes):
+        found = f"{engine[0].classes} and {engine[1].classes} classes"
+        raise DataError("FILE and --ood are of different classifiers", found=found, expected="outputs for the same classes")
     id_scores, ood_scores = map(_ood_scores, engine)
     before_id, before_ood = (None if side is None else _ood_scores(side) for side in baseline)
     for option, scores in (("--ood", ood_scores), ("--baseline", before_id), ("--baseline-ood", before_ood)):
@@ -178,7 +189,9 @@ def _notes(outcomes: Outcomes, estimates: Mapping[str, Estimate], before: Outcom
         zeros = int(np.count_nonzero(np.isinf(outcomes.nll)))
         notes.append(f"nll is infinite: {zeros:,} of {n:,} samples give their label a probability of exactly 0; nothing is clipped.")
     if outcomes.nll is None:
-        notes.append("true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise and temperature.")
+        notes.append(
+            "true_label, pred_label and confidence allow no acc5, nll, brier and its parts, ece_classwise, temperature and divergences."
+        )
     if before is not None:
         loss = minimum_detectable_loss(n, float(np.mean(before.correct != outcomes.correct)))
         least = estimates["ece15"].minimum_detectable

@@ -137,6 +137,15 @@ def test_failing_gate_is_exit_code_3(reports, capsys, tmp_path):
     assert any(gate["outcome"] == "fail" for gate in json.loads(target.read_text())["gates"])
 
 
+def test_resamples_can_be_chosen(reports, capsys):
+    """The number of resamples moves the ends of an interval and never a value."""
+    few, fewer = (
+        delta(json.loads(call(capsys, reports / FIRST, reports / SECOND, "--resamples", number, "--json", "-")[1])) for number in (60, 20)
+    )
+    assert few["delta"] == fewer["delta"]
+    assert few["delta_ci95"] != fewer["delta_ci95"]
+
+
 def test_passing_gate_is_exit_code_0(reports, capsys):
     """A generous gate passes; without gates nothing is judged."""
     code, out, _ = call(capsys, reports / FIRST, "--fail-on", "acc1.delta_pp<-50")
@@ -172,7 +181,7 @@ def test_files_for_ci_are_written_whatever_the_outcome(reports, capsys, tmp_path
     """JUnit and summary stand before exit code 3; without a gate asked for, the default ones are written and nothing fails."""
     junit, summary = tmp_path / "new" / "junit.xml", tmp_path / "summary.md"
     files = ["--junit", junit, "--summary", summary]
-    assert call(capsys, reports / FIRST, reports / SECOND, "--gates", "mlperf-99.9", *files)[0] == 3
+    assert call(capsys, reports / FIRST, reports / SECOND, "--gates", "non-inferior", *files)[0] == 3
     suites = ET.parse(junit).getroot()
     assert {suite.get("name") for suite in suites} == {"ort-fp32", "ort-int8-static", "torch-fp32"}
     assert any(suite.get("failures") != "0" for suite in suites)

@@ -19,9 +19,9 @@ from clipq.evaluate.stored import Keys, read_stored
 
 EVERY = {
     "acc1", "acc5", "mean_per_class_recall", "nll", "brier", "ece15", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde",
-    "ece_kde_bandwidth", "ece_classwise", "mce", "rmsce", "signed_gap", "brier_reliability", "brier_resolution", "brier_uncertainty",
-    "brier_within", "ece15_after_temperature", "temperature", "ece15_after_isotonic", "aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90",
-    "risk_at_95", "coverage_at_risk_1", "coverage_at_risk_5", "ece15_by_chance",
+    "ece_kde_bandwidth", "ece_classwise", "ece_classwise_above_1", "mce", "rmsce", "signed_gap", "brier_reliability",
+    "brier_resolution", "brier_uncertainty", "brier_within", "ece15_after_temperature", "temperature", "ece15_after_isotonic", "aurc",
+    "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95", "coverage_at_risk_1", "coverage_at_risk_5", "ece15_by_chance",
 }  # fmt: skip
 
 
@@ -236,6 +236,26 @@ def test_what_is_wrong_in_large_files_is_told(data, tmp_path, capsys, monkeypatc
         assert words in line
 
 
+def test_labels_may_be_numbers_of_any_size(tmp_path, capsys):
+    """Labels of a million million take no more memory than those from 0."""
+    path, small = tmp_path / "x.csv", tmp_path / "y.csv"
+    path.write_text("true_label,pred_label,confidence\n1000000000000,1000000000000,0.9\n1,2,0.5\n1,1,0.4\n")
+    small.write_text("true_label,pred_label,confidence\n0,0,0.9\n1,2,0.5\n1,1,0.4\n")
+    big, plain = _json(capsys, path, "--resamples", "50"), _json(capsys, small, "--resamples", "50")
+    assert big["mean_per_class_recall"] == plain["mean_per_class_recall"]
+    assert big["mean_per_class_recall"]["value"] == 0.75
+
+
+def test_an_infinite_divergence_is_said(tmp_path, capsys):
+    """An engine that is certain of what the baseline doubts: null in the JSON, a word in the table."""
+    before, after = tmp_path / "before.npz", tmp_path / "after.npz"
+    np.savez(before, probabilities=np.full((40, 2), 0.5), labels=np.zeros(40, int))
+    np.savez(after, probabilities=np.tile([1.0, 0.0], (40, 1)), labels=np.zeros(40, int))
+    assert _json(capsys, after, "--baseline", before, "--resamples", "20")["paired"]["kl_divergence"] is None
+    assert main(["score", str(after), "--baseline", str(before), "--resamples", "20"]) == 0
+    assert "kl_divergence infinite" in capsys.readouterr().out
+
+
 def test_a_probability_of_zero_is_said(tmp_path, capsys):
     """An infinite NLL is null in JSON, "infinite" in the table, and counted in a note."""
     path = tmp_path / "p.npz"
@@ -329,10 +349,11 @@ def test_broken_files(file, tmp_path, capsys):
         ("true_label,pred_label,confidence\n0,0,nan\n", "NaN or infinity"),
         ("true_label,pred_label,confidence\n0,0,55\n", "confidences leave [0, 1]; found 55 to 55"),
         ("", "lacks columns; found nothing"),
+        ("true_label,pred_label,confidence\n99999999999999999999,0,0.5\n", "line 2 of"),
     ],
 )
 def test_wrong_csv_ends_in_one_line(tmp_path, capsys, text, message):
-    """Missing columns, no rows, words for numbers, short rows, NaN and percentages."""
+    """Missing columns, no rows, words for numbers, short rows, NaN, percentages and labels that no integer holds."""
     path = tmp_path / "x.csv"
     path.write_text(text)
     assert main(["score", str(path)]) == 1
@@ -344,7 +365,13 @@ def test_other_samples_and_other_kinds_are_refused(file, data, tmp_path, capsys)
     other = tmp_path / "other.npz"
     np.savez(other, logits=data[0], labels=data[1][::-1])
     assert main(["score", str(file), "--baseline", str(other)]) == 1
-    assert "cannot be paired" in capsys.readouterr().err
+    assert re.search(r"other\.npz cannot be paired; found other labels in \d+ of 300 rows, the first in row \d+;", capsys.readouterr().err)
+    np.savez(other, logits=data[0][:200], labels=data[1][:200])
+    assert main(["score", str(file), "--baseline", str(other)]) == 1
+    assert "cannot be paired; found 300 and 200 samples; expected the same" in capsys.readouterr().err
+    np.savez(other, logits=data[0][:, :-1])
+    assert main(["score", str(file), "--ood", str(other)]) == 1
+    assert "FILE and --ood are of different classifiers" in capsys.readouterr().err
     probabilities = tmp_path / "p.npz"
     np.savez(probabilities, probabilities=softmax(data[0]))
     assert main(["score", str(file), "--ood", str(probabilities)]) == 1

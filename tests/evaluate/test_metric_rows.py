@@ -46,6 +46,6 @@ def test_a_report_says_what_has_no_interval(estimates):
     }
     said = dict(view.facts(report))["No interval"]
     assert said == (
-        "ECE, sweep; ECE, kernel; Kernel bandwidth; ECE, per class; Brier: reliability; Brier: resolution; Brier: uncertainty; "
-        "Brier: within bins; Fitted temperature"
+        "ECE-15 by chance; ECE, sweep; ECE, kernel; Kernel bandwidth; ECE, per class; ECE, per class, above 1 %; Brier: reliability; "
+        "Brier: resolution; Brier: uncertainty; Brier: within bins; Fitted temperature"
     )

@@ -268,6 +268,14 @@ def test_classwise_saturated_and_over_blocks():
     probabilities = np.zeros((1000, 500))
     probabilities[np.arange(1000), np.where(np.arange(1000) < 400, 1, 0)] = 1.0
     assert ece_classwise(probabilities, labels) == pytest.approx(0.8 / 500)
+    assert ece_classwise(probabilities, labels, threshold=0.01) == pytest.approx(0.4 / 500)  # the labels' own probability of 0 is left out
+
+
+def test_classwise_above_a_threshold_by_hand():
+    """Always class 0, probabilities (0.995, 0.005): 0.005 short in class 0, 0.005 too much in class 1, which the threshold leaves out."""
+    probabilities, labels = np.tile([0.995, 0.005], (10, 1)), np.zeros(10, dtype=int)
+    assert ece_classwise(probabilities, labels) == pytest.approx((0.005 + 0.005) / 2)
+    assert ece_classwise(probabilities, labels, threshold=0.01) == pytest.approx(0.005 / 2)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_outcomes_equal_the_plain_metrics(dtype):
     assert outcomes.nll.mean() == pytest.approx(nll_from_logits(logits, labels), rel=1e-12)
     assert outcomes.brier.mean() == pytest.approx(brier(probabilities, labels), rel=1e-12)
     assert outcomes.ece_classwise == pytest.approx(ece_classwise(probabilities, labels), rel=1e-12)
+    assert outcomes.ece_classwise_above_1 == pytest.approx(ece_classwise(probabilities, labels, threshold=0.01), rel=1e-12)
     np.testing.assert_allclose(outcomes.confidence, probabilities.max(axis=1), rtol=1e-12)
     np.testing.assert_array_equal(outcomes.predictions, logits.argmax(axis=1))
 
@@ -206,7 +207,8 @@ def test_lazy_matrices_give_the_same():
         assert (first.temperature, first.ece_classwise, first.brier_parts) == (second.temperature, second.ece_classwise, second.brier_parts)
     for score in (ood.mcm, ood.msp, ood.maxlogit, ood.energy, ood.entropy):
         np.testing.assert_array_equal(score(lazy(logits)), score(logits))
-    assert paired.js_divergence_of_logits(lazy(logits), lazy(2 * logits)) == paired.js_divergence(softmax(logits), softmax(2 * logits))
+    found, plain = paired.divergence_of_logits(lazy(logits), lazy(2 * logits)), paired.divergence(softmax(logits), softmax(2 * logits))
+    assert (found.js, found.kl) == pytest.approx((plain.js, plain.kl), rel=1e-9)
     assert paired.cosine_drift(lazy(logits), lazy(logits + 1)) == paired.cosine_drift(logits, logits + 1)
     logits[650, 3] = np.nan
     with pytest.raises(DataError, match="logits hold NaN or infinity; found the first at row 650"):

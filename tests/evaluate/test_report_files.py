@@ -394,3 +394,24 @@ def test_every_metric_has_one_family():
     members = [metric for family in names.FAMILIES.values() for metric in family]
     assert sorted(members) == sorted(names.METRICS)
     assert max(len(family) for family in names.FAMILIES.values()) <= 8
+
+
+def test_page_says_what_a_comparison_means():
+    """Figures that compare with the baseline themselves have their word on the page too, "within noise" with what would have shown."""
+    report, samples = judged()
+    found = {"value": -0.02, "ci95": [-0.03, -0.01], "n": 1500, "delta": None, "delta_ci95": None, "p_value": 0.01}
+    found["minimum_detectable"] = 0.014
+    part = {"accuracy_drop": found, "effective_robustness": found, "relative_loss_shifted": {**found, "ci95": [-0.03, 0.01]}}
+    shift = {"ort-int8-static": {"shift": {f"{ID}|{ID}-shift": part}}}
+    page = render_html({**report, "robustness": shift}, samples)
+    assert re.search(r'−2\.00 pp<span class="delta worse">worse</span><span class="ends">\[−3\.00, −1\.00\]', page)
+    assert '−2.00 %<span class="delta same">within noise (1.40 % would show)</span>' in page
+
+
+def test_foreign_images_are_counted_beside_their_tables():
+    """Average precision depends on the ratio of known and foreign images: each table of OOD detection says it, page and Markdown."""
+    report, samples = judged()
+    n = {data: report["datasets"][data]["n"] for data in (ID, *OOD)}
+    for text in (render_html(report, samples), render_markdown(report)):
+        for foreign in OOD:
+            assert f"{n[ID]:,} known and {n[foreign]:,} foreign images; AUPR depends on this ratio." in text

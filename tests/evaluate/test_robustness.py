@@ -385,6 +385,9 @@ def test_cell_of_a_comparison() -> None:
     assert robustness_cell("relative_loss_shifted", entry).value == "−5.00 %"
     assert robustness_cell("vuln_add", {**entry, "ci95": [-0.08, 0.01]}).word == "within noise"
     assert robustness_cell("vuln_add", {**entry, "p_value_holm": 0.2}).word == "within noise"
+    unsure = {**entry, "ci95": [-0.08, 0.01], "minimum_detectable": 0.064}
+    assert robustness_cell("effective_robustness", unsure).word == "within noise (6.40 pp would show)"
+    assert robustness_cell("effective_robustness", {**unsure, "ci95": [-0.08, -0.02]}).word == "worse"
     assert robustness_cell("vuln_add", {**entry, "ci95": None}).interval == ""
     assert robustness_cell("vuln_add", None).value == "–"
 

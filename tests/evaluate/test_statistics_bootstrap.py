@@ -20,8 +20,8 @@ from clipq.evaluate.statistics.ood import METRICS, _Plan, ood_estimates, resampl
 from clipq.evaluate.statistics.significance import mcnemar
 
 NOT_RESAMPLED = {
-    "ece_sweep", "ece_classwise", "temperature", "ece_kde", "ece_kde_bandwidth", "brier_reliability", "brier_resolution",
-    "brier_uncertainty", "brier_within",
+    "ece15_by_chance", "ece_sweep", "ece_classwise", "ece_classwise_above_1", "temperature", "ece_kde", "ece_kde_bandwidth",
+    "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within",
 }  # fmt: skip
 
 
@@ -204,5 +204,5 @@ def test_predictions_alone_give_what_they_allow():
     assert set(classification_estimates(None, outcomes, resamples=10)) == {
         "acc1", "mean_per_class_recall", "ece15", "ece_em15", "ece_sweep", "ece_kde", "ece_kde_bandwidth", "mce", "rmsce", "signed_gap",
         "ece15_after_isotonic", "aurc", "eaurc", "augrc", "risk_at_80", "risk_at_90", "risk_at_95", "coverage_at_risk_1",
-        "coverage_at_risk_5",
+        "coverage_at_risk_5", "ece15_by_chance",
     }  # fmt: skip

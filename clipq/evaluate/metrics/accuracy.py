@@ -68,6 +68,5 @@ def mean_per_class_recall(predictions: Array, labels: Array) -> float:
     """
     targets = as_labels(labels, "labels")
     guesses = as_labels(predictions, "predictions", len(targets))
-    counts = np.bincount(targets)
-    found = np.bincount(targets, weights=guesses == targets)
-    return float(np.mean(found[counts > 0] / counts[counts > 0]))
+    _, place = np.unique(targets, return_inverse=True)  # labels may be numbers of any size
+    return float(np.mean(np.bincount(place, weights=guesses == targets) / np.bincount(place)))

@@ -62,7 +62,7 @@ def brier_parts(table: ClassBins, score: float) -> BrierParts:
     """Return the parts of a Brier score from the bins of all samples; the within-bin terms are what the other three leave of it.
 
     Args:
-        table: Filled without a threshold.
+        table: Its bins of all probabilities; a threshold of it is of no account.
         score: The Brier score of the same samples.
     """
     count, n = table.counts(), table.n

@@ -53,7 +53,8 @@ def aupr_in(id_scores: Array, ood_scores: Array) -> float:
 def fpr95_id_pos(id_scores: Array, ood_scores: Array) -> float:
     """Return the share of OOD samples accepted where at least 95 % of ID samples are accepted, in [0, 1], lower is better.
 
-    The convention of MCM, GL-MCM and ODIN. The threshold is ``threshold_id_pos(id_scores)``; a score equal to it is accepted.
+    The convention of MCM, GL-MCM and ODIN. The threshold is ``threshold_id_pos(id_scores)``; a score equal to it is accepted. MCM's code
+    takes the threshold whose share is nearest to 95 %, which may keep less; here it is the first that keeps as much.
 
     >>> fpr95_id_pos(np.arange(100.0), np.array([50.0, 94.0, 95.0, 200.0]))
     0.5

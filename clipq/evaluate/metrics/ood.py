@@ -73,7 +73,7 @@ def energy(logits: Matrix, temperature: float = 1.0) -> Float64:
 
 
 def entropy(logits: Matrix) -> Float64:
-    """Return the entropy of the softmax in nats, in [0, log classes].
+    """Return the entropy of the softmax in nats, ``-sum_k p_k log p_k``, in [0, log classes] (as an OOD score Chan et al. 2021).
 
     >>> entropy(np.array([[0.0, 0.0], [0.0, 900.0]])).round(4).tolist()
     [0.6931, 0.0]

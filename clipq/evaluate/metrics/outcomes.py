@@ -20,7 +20,7 @@ from clipq.evaluate.metrics.arrays import (
     as_rows,
     blocks,
 )
-from clipq.evaluate.metrics.classwise import ClassBins
+from clipq.evaluate.metrics.classwise import SMALL, ClassBins
 from clipq.evaluate.metrics.decomposition import BrierParts, brier_parts
 from clipq.evaluate.metrics.isotonic import cross_fitted_isotonic
 from clipq.evaluate.metrics.temperature import cross_fitted_confidence
@@ -40,6 +40,7 @@ class Outcomes:
         tempered_confidence: Confidence after a temperature fitted on the other half of the samples.
         temperature: That temperature; None where it cannot be fitted.
         ece_classwise: The classwise calibration error, for all samples together.
+        ece_classwise_above_1: The same of the probabilities above 1 % alone.
         brier_parts: The decomposition of the Brier score, for all samples together.
         isotonic_confidence: Confidence after an isotonic regression fitted on the other half; None with fewer than two samples.
     """
@@ -53,6 +54,7 @@ class Outcomes:
     tempered_confidence: Float64 | None = None
     temperature: float | None = None
     ece_classwise: float | None = None
+    ece_classwise_above_1: float | None = None
     brier_parts: BrierParts | None = None
     isotonic_confidence: Float64 | None = None
 
@@ -114,7 +116,7 @@ def _outcomes(matrix: Matrix, labels: Int64, *, probabilities: bool) -> Outcomes
     n, classes = matrix.shape
     columns = np.empty((3, n))
     predictions, ranks = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
-    table = ClassBins(classes)
+    table = ClassBins(classes, threshold=SMALL)
     for rows in blocks(n, classes):
         block = matrix[rows].astype(np.float64)
         predictions[rows], ranks[rows] = block.argmax(axis=1), block_ranks(block, labels[rows])
@@ -125,9 +127,20 @@ def _outcomes(matrix: Matrix, labels: Int64, *, probabilities: bool) -> Outcomes
     zeros = probabilities and not all((matrix[rows] > 0).all() for rows in blocks(n, classes))
     tempered, temperature = (None, None) if zeros or n < 2 else _tempered(matrix, labels, probabilities=probabilities)
     confidence, nll, brier = columns
-    parts = brier_parts(table, float(brier.mean()))
-    isotonic = _isotonic(confidence, predictions == labels)
-    return Outcomes(labels, predictions, confidence, ranks < 5, nll, brier, tempered, temperature, table.value(), parts, isotonic)
+    return Outcomes(
+        labels,
+        predictions,
+        confidence,
+        ranks < 5,
+        nll,
+        brier,
+        tempered,
+        temperature,
+        table.value(),
+        table.value_above(),
+        brier_parts(table, float(brier.mean())),
+        _isotonic(confidence, predictions == labels),
+    )
 
 
 def _log_own(block: Float64, labels: Int64, *, probabilities: bool) -> tuple[Float64, Float64]:

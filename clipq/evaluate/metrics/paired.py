@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from clipq.errors import DataError
 from clipq.evaluate.metrics.arrays import Array, Float64, Matrix, as_labels, as_probabilities, as_rows, blocks
-from clipq.evaluate.metrics.probabilities import softmax
+from clipq.evaluate.metrics.probabilities import log_softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,20 @@ class Flips:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far the engine's distributions q are from the baseline's p, means over samples in nats (natural logarithms).
+
+    Attributes:
+        js: Jensen-Shannon divergence ``KL(p || m) / 2 + KL(q || m) / 2``, ``m = (p + q) / 2`` (Lin 1991), in [0, log 2].
+        kl: Kullback-Leibler divergence ``KL(p || q) = sum_k p_k log(p_k / q_k)`` (Kullback & Leibler 1951; as in Dutta et al. 2024,
+            arXiv 2407.09141), 0 or more; infinite where the engine gives 0 to what the baseline does not.
+    """
+
+    js: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
 class CosineDrift:
     """Cosine between the baseline's and the engine's embedding of the same sample, in [-1, 1]; 1 is no drift.
 
@@ -49,7 +64,7 @@ class CosineDrift:
 
 
 def disagreement(baseline: Array, engine: Array) -> float:
-    """Return the share of samples whose predicted class differs, in [0, 1].
+    """Return the share of samples whose predicted class differs, in [0, 1]: the churn of Milani Fard et al. 2016.
 
     >>> disagreement(np.array([0, 1, 2]), np.array([0, 1, 1]))
     0.3333333333333333
@@ -80,34 +95,36 @@ def flips(labels: Array, baseline: Array, engine: Array) -> Flips:
     )
 
 
-def js_divergence(baseline: Matrix, engine: Matrix) -> float:
-    """Return the mean Jensen-Shannon divergence of two sets of distributions in nats, in [0, log 2]; a probability of 0 adds nothing.
+def divergence(baseline: Matrix, engine: Matrix) -> Divergence:
+    """Return how far two sets of distributions are apart; a probability of 0 is taken as it is, nothing is clipped.
 
-    Of logits: ``js_divergence_of_logits``.
+    Of logits: ``divergence_of_logits``.
 
     Args:
-        baseline: Probabilities ``(n, classes)``.
-        engine: Probabilities ``(n, classes)``.
+        baseline: Probabilities p ``(n, classes)``.
+        engine: Probabilities q ``(n, classes)``.
 
-    >>> round(js_divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])), 6)
+    >>> round(divergence(np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]])).kl, 6)
     0.693147
     """
     first, second = as_probabilities(baseline, "baseline probabilities"), as_probabilities(engine, "engine probabilities")
-    _same_shape(first, second)
-    total = sum(_js_sum(first[rows].astype(np.float64), second[rows].astype(np.float64)) for rows in blocks(*first.shape))
-    return max(0.0, total / len(first))
+
+    def both(rows: slice) -> tuple[Float64, Float64]:
+        p, q = first[rows].astype(np.float64), second[rows].astype(np.float64)
+        with np.errstate(divide="ignore"):
+            return np.log(p), np.log(q)
+
+    return _divergence(first, second, both)
 
 
-def js_divergence_of_logits(baseline: Matrix, engine: Matrix) -> float:
-    """Return the same of the softmax of logits, at temperature 1; the probabilities of all samples never stand in memory at once.
+def divergence_of_logits(baseline: Matrix, engine: Matrix) -> Divergence:
+    """Return the same of the softmax of logits, at temperature 1, finite for finite logits; probabilities are made block by block.
 
-    >>> round(js_divergence_of_logits(np.array([[900.0, 0.0]]), np.array([[0.0, 900.0]])), 6)
-    0.693147
+    >>> divergence_of_logits(np.array([[900.0, 0.0]]), np.array([[0.0, 900.0]])).kl
+    900.0
     """
     first, second = as_rows(baseline, "baseline logits"), as_rows(engine, "engine logits")
-    _same_shape(first, second)
-    total = sum(_js_sum(softmax(first[rows]), softmax(second[rows])) for rows in blocks(*first.shape))
-    return max(0.0, total / len(first))
+    return _divergence(first, second, lambda rows: (log_softmax(first[rows]), log_softmax(second[rows])))
 
 
 def cosine_drift(baseline: Matrix, engine: Matrix) -> CosineDrift:
@@ -147,9 +164,16 @@ def sample_cosines(baseline: Matrix, engine: Matrix) -> tuple[Float64, Float64]:
     return plain, centred
 
 
-def _js_sum(p: Float64, q: Float64) -> float:
-    middle = (p + q) / 2
-    return float((_p_log_ratio(p, middle) + _p_log_ratio(q, middle)).sum()) / 2
+def _divergence(first: Matrix, second: Matrix, logarithms: Callable[[slice], tuple[Float64, Float64]]) -> Divergence:
+    _same_shape(first, second)
+    js = kl = 0.0
+    for rows in blocks(*first.shape):
+        log_p, log_q = logarithms(rows)
+        p, q = np.exp(log_p), np.exp(log_q)
+        middle = (p + q) / 2
+        js += float((_p_log_ratio(p, middle) + _p_log_ratio(q, middle)).sum()) / 2
+        kl += float((p * np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)).sum())
+    return Divergence(max(0.0, js / len(first)), max(0.0, kl / len(first)))
 
 
 def _p_log_ratio(p: Float64, middle: Float64) -> Float64:

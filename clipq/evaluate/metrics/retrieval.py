@@ -61,7 +61,7 @@ def retrieve(queries: Array, gallery: Array, query_owner: Array, gallery_owner: 
 
 
 def recall_at(ranks: Array, k: int) -> float:
-    """Return the share of queries whose first right item is among the k best, in [0, 1].
+    """Return the share of queries whose first right item is among the k best, in [0, 1] (as in Karpathy & Fei-Fei 2015).
 
     >>> recall_at(np.array([0, 4, 5]), 5)
     0.6666666666666666

@@ -75,6 +75,12 @@ METRICS: Mapping[str, Quantity] = {
     "ece_classwise": Quantity(
         "ECE, per class", "low", "Calibration error of every class probability, averaged over classes.", "Kull et al. 2019"
     ),
+    "ece_classwise_above_1": Quantity(
+        "ECE, per class, above 1 %",
+        "low",
+        "The same of the probabilities above 1 % alone: with many classes nearly all others are near 0 and hide the error.",
+        "Nixon et al. 2019",
+    ),
     "mce": Quantity("MCE", "low", "The largest gap of any bin; dominated by bins with few images.", "Naeini et al. 2015"),
     "rmsce": Quantity(
         "RMS calibration error",
@@ -145,6 +151,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "calibration": ("ece15", "ece15_by_chance", "signed_gap", "ece_em15", "ece_sweep", "ece_debiased", "ece_kde", "ece_kde_bandwidth"),
     "calibration per class, of the worst bin and after mending": (
         "ece_classwise",
+        "ece_classwise_above_1",
         "mce",
         "rmsce",
         "ece15_after_temperature",
@@ -215,6 +222,14 @@ PAIRED: Mapping[str, Quantity] = {
     "flips_neg_to_pos": Quantity("Wrong to right", "high", "Share of images the baseline has wrong and the engine right."),
     "flips_neg_to_other_neg": Quantity("Wrong to other wrong", "low", "Share of images both have wrong, with different classes."),
     "js_divergence": Quantity("JS divergence", "low", "Mean distance of the two probability vectors; 0 to 0.693.", "Lin 1991", "nats"),
+    "kl_divergence": Quantity(
+        "KL divergence",
+        "low",
+        "Mean divergence of the engine's class probabilities from the baseline's, at the model's own temperature; 0 is identical, no upper "
+        "end.",
+        "Kullback & Leibler 1951",
+        "nats",
+    ),
     "calibration_shift": Quantity(
         "Calibration shift, at most",
         "low",

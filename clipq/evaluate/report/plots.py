@@ -20,8 +20,8 @@ _HISTOGRAM_BINS = 32
 
 def reliability(engine: str, rows: Columns, baseline: str, base: Columns) -> str:
     """Return the reliability diagram of one engine on one data set as SVG: bars the engine, dots the baseline, bin counts below."""
-    upper = svg.Frame(52, 28, 256, 190, (0, 1), (0, 1))
-    lower = svg.Frame(52, 234, 256, 46, (0, 1), (0, 1))
+    upper = svg.Frame(52, 56, 256, 190, (0, 1), (0, 1))
+    lower = svg.Frame(52, 262, 256, 46, (0, 1), (0, 1))
     table = _bins(rows)
     parts = [svg.axes(upper, [], _SHARES, "", "right answers")]
     parts += _accuracy_bars(upper, table)
@@ -32,8 +32,8 @@ def reliability(engine: str, rows: Columns, baseline: str, base: Columns) -> str
         seen = [index for index in range(len(other.count)) if other.count[index]]
         parts += [svg.dot(upper, (other.confidence[i], other.accuracy[i]), 3, "baseline", _bin_hint(other, i)) for i in seen]
         entries.append(("baseline", baseline))
-    parts.append(svg.legend(60, 42, entries))
-    return svg.panel(328, 316, engine, [*parts, _counts(lower, table)])
+    parts.append(svg.legend(52, 34, entries))
+    return svg.panel(328, 344, engine, [*parts, _counts(lower, table)])
 
 
 def _bins(rows: Columns) -> ReliabilityBins:

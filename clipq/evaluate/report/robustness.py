@@ -8,7 +8,7 @@ from typing import Any
 from clipq.evaluate.report.format import MISSING, difference, interval, relative
 from clipq.evaluate.report.names import METRICS, Quantity
 from clipq.evaluate.report.robustness_names import AGAINST_BASELINE, ROBUSTNESS
-from clipq.evaluate.report.tables import Cell, Table, labelled, meaning, measured_cell
+from clipq.evaluate.report.tables import Cell, Table, labelled, meaning, measured_cell, would_show
 from clipq.evaluate.robustness.pairs import AXES, Axis, axis_of, scheme_of
 
 _WIDE = 6  # columns of a table that fit a page
@@ -80,6 +80,8 @@ def robustness_cell(metric: str, entry: Mapping[str, Any] | None) -> Cell:
         return Cell()
     tone, word = meaning({**entry, "delta": entry["value"], "delta_ci95": entry["ci95"]}, kind)
     shown = relative(entry["value"]) if metric.startswith("relative_loss") else difference(entry["value"], kind.unit)
+    least = would_show(word, entry, kind)
+    word += least.replace(" pp", " %") if metric.startswith("relative_loss") else least
     ends = interval(entry["ci95"], kind.unit, signed=True)
     return Cell(shown, interval="" if ends == MISSING else ends, tone=tone, word=word)
 

@@ -68,7 +68,7 @@ def _fourier(data: str, entries: Mapping[str, Entry], baseline: str) -> list[Tab
     if not found:
         return []
     base = found.get(baseline)
-    columns = [f"{radius:g} cycles" for radius in next(iter(found.values()))["radius"]]
+    columns = [f"{radius:g} cycle{'' if radius == 1 else 's'}" for radius in next(iter(found.values()))["radius"]]
     rows = [(engine, _shares(fourier, base if engine != baseline else None)) for engine, fourier in found.items()]
     return [Table(f"{data}: {SPECTRAL['fourier'].label}", columns, rows, [""] * len(columns), SPECTRAL["fourier"].meaning)]
 

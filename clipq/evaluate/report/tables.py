@@ -46,10 +46,16 @@ def measured_cell(entry: Mapping[str, Any] | None, kind: Quantity) -> Cell:
         ends = interval(entry["ci95"], kind.unit, signed=False)
         return Cell(value, interval="" if ends == MISSING else ends)
     tone, word = meaning(entry, kind)
-    if word in {"equal", "within noise"} and entry.get("minimum_detectable"):
-        least = unsigned(entry["minimum_detectable"], kind.unit)
-        word += f" ({least} would show)" if _is_visible(least) else ""
+    word += would_show(word, entry, kind)
     return Cell(value, difference(entry["delta"], kind.unit), interval(entry["delta_ci95"], kind.unit, signed=True), tone, word)
+
+
+def would_show(word: str, entry: Mapping[str, Any], kind: Quantity) -> str:
+    """Return what follows "equal" and "within noise": the smallest difference that the comparison would have shown."""
+    if word not in {"equal", "within noise"} or not entry.get("minimum_detectable"):
+        return ""
+    least = unsigned(entry["minimum_detectable"], kind.unit)
+    return f" ({least} would show)" if _is_visible(least) else ""
 
 
 def meaning(entry: Mapping[str, Any], kind: Quantity) -> tuple[Tone, str]:
@@ -120,7 +126,9 @@ def ood_table(report: Mapping[str, Any], pair: str, metric: str) -> Table:
             rows.append((engine, [measured_cell(scored[pair].get(score, {}).get(metric), OOD_METRICS[metric]) for score in scores]))
     known = [SCORES[score] if score in SCORES else Quantity(score, "neither", score) for score in scores]
     title = f"{OOD_METRICS[metric].label}: {pair.replace('|', ' against ')}"
-    return Table(title, [item.label for item in known], rows, [item.meaning for item in known])
+    sizes = [report["datasets"].get(data, {}).get("n") for data in pair.split("|")]
+    note = f"{sizes[0]:,} known and {sizes[1]:,} foreign images; AUPR depends on this ratio." if None not in sizes else ""
+    return Table(title, [item.label for item in known], rows, [item.meaning for item in known], note)
 
 
 def ood_metrics(report: Mapping[str, Any], pair: str) -> list[str]:

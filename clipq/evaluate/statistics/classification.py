@@ -43,7 +43,7 @@ def classification_estimates(
     """Return METRIC key -> estimate for one engine, paired against a baseline where there is one.
 
     With several engines, ``resample_classification`` once for each and ``compare`` for each pair does less work.
-    Some metrics are not resampled and have no interval: ``ece15_by_chance`` is a scale for others; ``ece_sweep``, ``ece_classwise``, the
+    Some metrics are not resampled and have no interval: ``ece15_by_chance`` is a scale for others; ``ece_sweep``, ``ece_classwise*``, the
     parts of the Brier score and ``temperature`` would have to be computed anew from all probabilities, and in ``ece_kde`` copies of a
     sample would stand in for the sample left out. The interval of ``coverage_at_risk_*`` is there and means little where few images keep
     the risk: the value lies too high, because the best of many thresholds is taken. At 500 images it held a true coverage of 10 % in 88
@@ -103,6 +103,8 @@ def _all_values(outcomes: Outcomes, calibration_metrics: Mapping[str, Callable[[
         values |= {f"brier_{name}": value for name, value in asdict(outcomes.brier_parts).items()}
     if outcomes.ece_classwise is not None:
         values["ece_classwise"] = outcomes.ece_classwise
+    if outcomes.ece_classwise_above_1 is not None:
+        values["ece_classwise_above_1"] = outcomes.ece_classwise_above_1
     if outcomes.tempered_confidence is not None and outcomes.temperature is not None:
         values["ece15_after_temperature"] = calibration.ece(outcomes.tempered_confidence, correct)
         values["temperature"] = outcomes.temperature

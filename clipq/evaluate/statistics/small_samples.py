@@ -8,12 +8,12 @@ Interval = tuple[float, float]
 
 
 def no_narrower(value: float, ends: Interval, n: int) -> Interval:
-    """Widen an interval to the rule of three: what was never seen in n images may still happen in 3 of n (Hanley 1983).
+    """Widen an interval to the rule of three: what was never seen in n images may still happen in 3 of n (Hanley 1983), at most in all.
 
-    >>> no_narrower(0.5, (0.5, 0.5), 300)
-    (0.49, 0.51)
+    >>> no_narrower(0.5, (0.5, 0.5), 300), no_narrower(0.0, (0.0, 0.0), 1)
+    ((0.49, 0.51), (-1.0, 1.0))
     """
-    floor = 3 / max(n, 1)
+    floor = 3 / max(n, 3)
     return min(ends[0], value - floor), max(ends[1], value + floor)
 
 

@@ -42,7 +42,7 @@ class ClassRecall:
     """Mean recall over the classes that a resample holds."""
 
     def __init__(self, labels: Int64, correct: Bool) -> None:
-        self._labels, self._correct = labels, correct.astype(np.int64)
+        self._labels, self._correct = np.unique(labels, return_inverse=True)[1], correct.astype(np.int64)
 
     def mean(self, counts: Int64) -> float:
         """Return the mean per-class recall."""
