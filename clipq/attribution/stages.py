@@ -11,6 +11,7 @@ from clipq.engines.base import Tower
 from clipq.engines.onnxruntime.providers import CPU
 from clipq.engines.table import ENGINES, checked_entry
 from clipq.errors import RefusedError, UsageError
+from clipq.methods import method_of
 
 # What computes a tower.
 Form = Literal["reference", "torch", "fp32", "half", "weights", "activations", "quantized", "engine", "default"]
@@ -50,6 +51,7 @@ class Plan:
     Attributes:
         engine_id: The engine.
         graphs: Tower to the portable graph that runs, or that its plan is built from.
+        unquantized: Tower to the FP32 graph whose weights were quantized: PyTorch's, or an equal one in other numbers.
         stages: In order; the first is what all are compared with, the last part is the engine as it runs.
         left_out: Key of a stage that other engines have -> why this one has not.
         half: The half type of the stage in half precision.
@@ -58,6 +60,7 @@ class Plan:
 
     engine_id: str
     graphs: Mapping[Tower, str]
+    unquantized: Mapping[Tower, str]
     stages: tuple[Stage, ...]
     left_out: Mapping[str, str]
     half: HalfName
@@ -88,7 +91,8 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
             f"{engine_id} is what engines are compared with: there is nothing to attribute", fix="Name an exported engine with --engine."
         )
     changed = [tower for tower in TOWERS if graphs[tower] != PLAIN[tower]]
-    quantized = changed if kind.precision in QUANTIZED else []
+    whole = _why_whole(engine_id)
+    quantized = changed if kind.precision in QUANTIZED and not whole else []
     on_path = kind.graph.endswith(("fp16", "bf16"))
     stages, left_out = _first(no_torch, altered=altered)
     stages.append(_stage(("export", "FP32 graph"), "PyTorch becomes ONNX Runtime on the exported graph", stages, "fp32", "fp32"))
@@ -100,14 +104,37 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
     if quantized:
         stages += _quantized(quantized)
     else:
-        left_out["quantization"] = f"nothing of {engine_id} is quantized"
+        left_out["quantization"] = whole or f"nothing of {engine_id} is quantized"
     before = stages if quantized else [stage for stage in stages if stage.part]
-    integers = bool(quantized) and (kind.runtime, kind.provider) == ("onnxruntime", CPU)
+    integers = bool(changed) and kind.precision in QUANTIZED and (kind.runtime, kind.provider) == ("onnxruntime", CPU)
     change = f"the deployed file on its runtime, {'integer kernels with exact products' if integers else 'as clipq opens it'}"
     stages.append(_stage(("engine", "as it runs"), change, before, "engine", "engine"))
     if integers:
-        stages.append(_default(quantized))
-    return Plan(engine_id, graphs, tuple(stages), left_out, half, on_path)
+        stages.append(_default(changed))
+    sources = {tower: _unquantized(bundle, name) for tower, name in graphs.items()}
+    return Plan(engine_id, graphs, sources, tuple(stages), left_out, half, on_path)
+
+
+def _why_whole(engine_id: str) -> str:
+    """Return why the step from the FP32 graph to an engine is one, or nothing."""
+    named = method_of(engine_id)
+    if named and named[0].family == "qat":
+        return f"{engine_id} was trained: the FP32 graph does not have its weights, so the step to the engine is one"
+    if named and named[0].family == "weight-only":
+        return f"only weights of {engine_id} are quantized, so the step to the engine is theirs"
+    return ""
+
+
+def _unquantized(bundle: Bundle, name: str) -> str:
+    """Return the FP32 graph that a graph was made from, by the hashes of the manifest; itself where it is one."""
+    files = bundle.manifest.files
+    names = {entry.sha256: other for other, entry in files.items()}
+    while ".fp32" not in name:
+        parent = names.get(files[name].parent) if name in files else None
+        if parent is None:
+            raise RefusedError(f"{bundle.folder} does not name what {name} was made from", fix="Export the bundle again.")
+        name = parent
+    return name
 
 
 def _graphs(bundle: Bundle, engine_id: str) -> dict[Tower, str]:

@@ -45,7 +45,7 @@ def form_facts(bundle: Bundle, plan: Plan, tower: Tower, form: Form) -> dict[str
         return tower_facts(bundle, plan.engine_id, tower)
     name = PLAIN[tower] if form == "fp32" else plan.graphs[tower]
     facts = {"tower": tower, "weights": _hashes(bundle, name), "runtime": "onnxruntime", "version": runtime_version("onnxruntime")}
-    made = {} if form == "fp32" else {"stage": form, "half": plan.half, "fp32": _hashes(bundle, PLAIN[tower])}
+    made = {} if form == "fp32" else {"stage": form, "half": plan.half, "fp32": _hashes(bundle, plan.unquantized[tower])}
     return {**facts, "provider": CPU, **made}
 
 
@@ -110,7 +110,7 @@ class Towers:
         elif form == "weights":
             without_activation_quantization(source, target)
         elif form == "activations":
-            without_weight_quantization(source, target, plain)
+            without_weight_quantization(source, target, checked_graph(self._bundle, self._plan.unquantized[tower]))
         elif self._plan.rounds:
             write_rounded(source, target)
         else:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipq.cli.methods import add_methods, asked_engines, list_methods
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list
 from clipq.errors import UsageError, missing_extra
 from clipq.files import write_json
@@ -29,6 +30,7 @@ data:    wds:PATH[:SPLIT], imagefolder:PATH, imglist:FILE, hf:PATH, synthetic:NA
 examples:
   clipq-export ViT-B-32:openai -o out/vit --calib imagefolder:photos/train --calib-n 512
   clipq-export ViT-B-32:openai -o out/jetson --engines trt-fp16,trt-int8 --graphs-only --calib imagefolder:photos/train
+  clipq-export ViT-B-32:openai -o out/methods --calib imagefolder:photos/train --method smoothquant,gptq --bits W8A8,W4A8
   clipq-export --rebuild out/jetson -o out/here          (on the target: builds the plans there, without torch)"""
 
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Recipe(model="")
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="MODEL", nargs="?", default="", help="model id, e.g. ViT-B-32:openai")
-    add_output(parser, "folder of the bundle; new or empty")
+    add_output(parser, "folder of the bundle; new or empty", required=False)
     parser.add_argument(
         "--engines",
         metavar="ID,ID",
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give the image tower a second output, a feature per patch, for GL-MCM in clipq eval; CLIP's ViTs and ResNets have them",
     )
+    add_methods(parser)
     _add_calibration(parser, default)
     _add_mixed(parser, default)
     _add_plans(parser, default)
@@ -139,7 +142,12 @@ def _batch(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, or rebuild, and say where the bundle is."""
+    """Export, or rebuild, and say where the bundle is; or list the methods."""
+    if args.list_methods:
+        print(list_methods())
+        return 0
+    if args.output is None:
+        raise UsageError("no folder given", expected="-o DIR, new or empty")
     bundle = _rebuild(args) if args.rebuild else _export(args)
     _report(bundle, args)
     return 0
@@ -174,8 +182,10 @@ def _refuse_export_options(args: argparse.Namespace) -> None:
             "calib_ood",
             "graphs_only",
             "seed",
+            "method",
+            "bits",
         )
-        if getattr(args, name) != getattr(default, name)
+        if getattr(args, name) != getattr(default, name, ())
     ]
     if asked or args.max_drop:
         names = ", ".join([*asked, *(["--max-drop"] if args.max_drop else [])])
@@ -190,7 +200,7 @@ def _export(args: argparse.Namespace) -> Bundle:
             raise missing_extra(library, "export")
     recipe = Recipe(
         model=args.model,
-        engines=args.engines or Recipe(model="").engines,
+        engines=asked_engines(args),
         towers=args.towers,
         patch_tokens=args.patch_tokens,
         calib=args.calib,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from clipq.artifact import Bundle, EngineEntry
 from clipq.engines.base import Engine
 from clipq.errors import RefusedError, unknown_name
+from clipq.methods import METHODS, W8A8, all_engine_ids, method_of
 
 _TORCH = "clipq.engines.torch.run:TorchEngine"
 _ORT = "clipq.engines.onnxruntime.run:OrtEngine"
@@ -24,7 +25,8 @@ class Kind:
         loader: ``module:Class``; the class has ``from_bundle(bundle, engine_id, threads) -> Engine``.
         runtime: ``torch``, ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``.
         provider: What must compute: an ONNX Runtime provider, ``cpu`` for torch, ``cuda`` for a plan.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``: of the towers the recipe names; the others are FP32.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``: of the towers the recipe names; the others are FP32. Where only
+            weights are quantized ``int8-weights`` or ``int4-weights``.
         graph: Kind of the portable graph of those towers, ``towers/<tower>.<graph>.onnx``; empty for torch.
         graph_tensorrt8: The graph that TensorRT 8 takes instead: it reads no opset above 17. Empty when it is the same one.
     """
@@ -51,6 +53,23 @@ def _plans(runtime: str) -> dict[str, Kind]:
     }
 
 
+def _by_method() -> dict[str, Kind]:
+    """Return the engines of the methods: all of them for ONNX Runtime on the CPU, those with kernels for both factors as plans."""
+    kinds = {}
+    for engine_id in all_engine_ids():
+        found = method_of(engine_id)
+        assert found is not None
+        method, bits = found
+        precision = f"int{bits.weights}-weights" if method.family == "weight-only" else "int8"
+        kinds[engine_id] = Kind(_ORT, "onnxruntime", _CPU, precision, engine_id.removeprefix("ort-"))
+    for name, runtime in (("trt", "tensorrt"), ("trtrtx", "tensorrt-rtx")):
+        for method in METHODS.values():
+            if str(W8A8) in method.bits:
+                graph = f"w8a8-{method.name}"
+                kinds[f"{name}-{graph}"] = Kind(_TENSORRT, runtime, "cuda", "int8", f"{graph}-fp16", graph)
+    return kinds
+
+
 ENGINES: dict[str, Kind] = {
     "torch-fp32": Kind(_TORCH, "torch", "cpu", "fp32", ""),
     "ort-fp32": Kind(_ORT, "onnxruntime", _CPU, "fp32", "fp32"),
@@ -63,6 +82,7 @@ ENGINES: dict[str, Kind] = {
     "ort-trt-int8": Kind(_ORT, "onnxruntime", _TRT_PROVIDER, "int8", "int8-fp16"),
     **_plans("tensorrt"),
     **_plans("tensorrt-rtx"),
+    **_by_method(),
 }
 
 

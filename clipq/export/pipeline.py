@@ -20,7 +20,7 @@ from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.engines import TOWERS, EngineBuilder
 from clipq.export.golden import Golden, make_golden, read_golden, write_golden
-from clipq.export.graphs import CALIBRATED, GraphMaker, graph_name
+from clipq.export.graphs import GraphMaker, graph_name, needs_images
 from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
@@ -94,7 +94,7 @@ def complete(recipe: Recipe) -> Recipe:
 
 def _calibration_id(recipe: Recipe, model: str, engines: tuple[str, ...]) -> str:
     """Return the data id of the calibration images, empty where no engine needs any."""
-    static = [engine_id for engine_id in engines if ENGINES[engine_id].graph in CALIBRATED]
+    static = [engine_id for engine_id in engines if needs_images(ENGINES[engine_id].graph)]
     if not static:
         if recipe.sensitivity or recipe.max_drop:
             raise UsageError("--sensitivity and --max-drop are about static quantization", fix="Add ort-int8-static to --engines.")
@@ -160,7 +160,7 @@ def _make_all(
     golden = _make_golden(folder, checkpoint, stages, patches)
     parity: dict[str, Facts] = {tower: _make_tower(checkpoint, stages, golden, tower, patches) for tower in TOWERS}
     digest = _make_calibration_list(calibration, stages)
-    graphs = GraphMaker(recipe, folder, stages, golden, calibration, digest)
+    graphs = GraphMaker(recipe, checkpoint, folder, stages, golden, calibration, digest)
     if choose_kept is not None and calibration is not None:
         graphs.keep = _choose(choose_kept, graphs, calibration, checkpoint)
     plans = None if recipe.graphs_only else PlanMaker(folder, stages, build_options(recipe))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,39 @@ def observe(source: Path, batches: Iterable[npt.NDArray[Any]], scratch: Path, *,
     products, unsafe = find_products(model) if attention else ([], {})
     inputs = [name for product in products for name in product.inputs[product.probabilities :]]
     write_observed(model, dict.fromkeys([*quantized_tensors(layers), *inputs]), scratch / "observed.onnx")
-    skeleton = _without_weights(model, layers)
+    prepared = _prepared(source, model, layers, kept)
     del model
     try:
         histograms, images = collect(scratch / "observed.onnx", batches)
     finally:
         for file in scratch.glob("observed.onnx*"):
             file.unlink()
+    return replace(prepared, products=tuple(products), kept={**kept, **unsafe}, attention=attention, histograms=histograms, images=images)
+
+
+def prepare(source: Path) -> Observed:
+    """Return a tower that no image has run through, for a form whose ranges are known already: training has learned them.
+
+    Raises:
+        ExportError: The source is unreadable or has nothing to quantize.
+    """
+    model = load_graph(source)
+    split_gemms(model)
+    return _prepared(source, model, *choose_layers(model, source))
+
+
+def _prepared(source: Path, model: ModelProto, layers: list[Layer], kept: Mapping[str, str]) -> Observed:
     return Observed(
         source=source,
         source_sha256=sha256_file(source),
         source_bytes=graph_bytes(source),
-        skeleton=skeleton,
+        skeleton=_without_weights(model, layers),
         layers=tuple(layers),
-        products=tuple(products),
-        kept={**kept, **unsafe},
-        histograms=histograms,
-        images=images,
-        attention=attention,
+        products=(),
+        kept=kept,
+        histograms={},
+        images=0,
+        attention=False,
     )
 
 

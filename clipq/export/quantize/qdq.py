@@ -26,11 +26,13 @@ class Form:
         name: What the names of its tensors end in.
         dtype: Its numpy type.
         weight: A layer's quantized weight with its scale or scales.
+        limit: Largest number of an activation where that is less than the type holds: values are clipped to it before Q. 0: no clipping.
     """
 
     name: str
     dtype: npt.DTypeLike
     weight: Callable[[Layer], Weight]
+    limit: int = 0
 
 
 def quantized_model(observed: Observed, selection: Selection, form: Form, scales: Mapping[str, npt.NDArray[np.float32]]) -> ModelProto:
@@ -78,8 +80,17 @@ def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Mapping[
 
 def _pair(model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form) -> list[NodeProto]:
     name = _numbered(tensor, number)
+    if form.limit and form.limit < np.iinfo(form.dtype).max:
+        ends = [
+            add_initializer(model, f"{name}.{end}", np.float32(sign * form.limit) * scale) for end, sign in (("least", -1), ("most", 1))
+        ]
+        clip = [helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], name=f"{name}.clip")]
+        tensor = f"{name}.clipped"
+    else:
+        clip = []
     grid = [add_initializer(model, f"{name}.scale", scale), add_initializer(model, f"{name}.zero_point", np.zeros((), form.dtype))]
     return [
+        *clip,
         helper.make_node("QuantizeLinear", [tensor, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize"),
         helper.make_node("DequantizeLinear", [f"{name}.{form.name}", *grid], [f"{name}.dequantized"], name=f"{name}.dequantize"),
     ]

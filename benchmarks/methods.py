@@ -1,0 +1,126 @@
+"""What every quantization method costs: methods x bits x towers on small CLIPs, judged by ``clipq eval`` against FP32 PyTorch.
+
+One bundle and one report per model and tower, with all methods and bits that are asked for; rows of earlier runs stay in the record
+unless they are made anew, so that long tables can be made in pieces. Everything is deterministic; nothing is timed. The demo models
+are embedded; the others need checkpoints in open_clip's format and photographs in the webdataset layout (not part of this project):
+
+    python benchmarks/methods.py --models demo:under,demo:over --method minmax,gptq --bits W8A8,W4A8 -o out/methods
+    python benchmarks/methods.py --shared FOLDER --models photo-base --towers image,text --family ptq -o out/methods \
+        --output benchmarks/results/methods.json --table docs/results/methods.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from methods_tables import BEGIN, END, tables
+from scipy.stats import binomtest
+
+from clipq.files import write_json, write_text
+from clipq.machine import record
+from clipq.methods import BITS, METHODS, method_of
+
+DEMO_DATA = ("synthetic:scenes", "synthetic:scenes-far", "synthetic:scenes:calibration")
+PHOTO_DATA = ("tiny_imagenet", "pneumoniamnist", "imagenette:train")  # judged on, foreign, calibrated and trained on
+OTHERS = ("ort-fp32", "ort-int8-dynamic", "ort-int8-static")
+FIGURES = ("acc1", "ece15", "signed_gap", "nll")
+
+
+def run(words: list[str]) -> None:
+    """Run one of this installation's commands and stop when it fails."""
+    print("$", " ".join(words), file=sys.stderr, flush=True)
+    subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
+
+
+def data_of(model: str, shared: Path | None) -> tuple[str, ...]:
+    """Return the data ids that a model is judged on, its foreign data, and what it is calibrated and trained on."""
+    if model.startswith("demo:"):
+        return DEMO_DATA
+    return tuple(f"wds:{shared}/data/{name}" for name in PHOTO_DATA)
+
+
+def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Export one bundle, judge it, and return a row per engine."""
+    folder = args.folder / model.replace(":", "-") / f"{tower}-{args.name}"
+    judged_on, foreign, calibration = data_of(model, args.shared)
+    model_id = model if model.startswith("demo:") else f"local-dir:{args.shared}/models/{model}"
+    words = ["clipq-export", model_id, "-o", str(folder / "bundle"), "--engines", ",".join(OTHERS), "--towers", tower, "--resume"]
+    words += ["--calib", calibration, "--calib-n", str(args.calib_n), "--method", ",".join(args.method), "--bits", ",".join(args.bits)]
+    run([*words, *args.qat])
+    words = ["clipq", "eval", str(folder / "bundle"), "-o", str(folder / "report"), "--no-bench", "--resume"]
+    run([*words, "--data", judged_on, "--ood", foreign, *(["--limit", str(args.limit)] if args.limit else [])])
+    report = json.loads((folder / "report" / "report.json").read_text())
+    engines = [engine for engine in report["engines"] if engine != "torch-fp32"]
+    return [row(model, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
+
+
+def row(model: str, tower: str, engine: str, report: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return what one engine showed."""
+    named = method_of(engine)
+    (results,), (ood,) = (report[part][engine].values() for part in ("results", "ood"))
+    found: dict[str, Any] = {"model": model, "tower": tower, "engine": engine, "calib_n": args.calib_n, "options": args.qat}
+    found |= {"method": named[0].name, "family": named[0].family, "bits": str(named[1])} if named else {}
+    found["figures"] = {name: results[name] for name in FIGURES} | {"auroc": ood["mcm"]["auroc"]}
+    if engine in report["paired"]:
+        (paired,) = report["paired"][engine].values()
+        n = results["acc1"]["n"]
+        ends = binomtest(round(paired["disagreement"] * n), n).proportion_ci(method="wilson")
+        found["paired"] = {name: paired[name] for name in ("disagreement", "flips", "js_divergence", "cosine_centred_mean")}
+        found["paired"]["disagreement_ci95"] = [float(ends.low), float(ends.high)]
+    return found
+
+
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of both, those made anew in the place of the old ones, in a fixed order."""
+    rows = {(entry["model"], entry["tower"], entry["engine"]): entry for entry in [*old, *new]}
+    methods, bits = list(METHODS), list(BITS)
+
+    def place(entry: dict[str, Any]) -> tuple[Any, ...]:
+        named = (bits.index(entry["bits"]), methods.index(entry["method"])) if "bits" in entry else (-1, -1)
+        return entry["model"], entry["tower"], *named
+
+    return sorted(rows.values(), key=place)
+
+
+def main() -> None:
+    """Measure what is asked for, and write record and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = {"type": lambda text: text.split(",")}
+    parser.add_argument("--shared", type=Path, help="folder with models/ and data/")
+    parser.add_argument("--models", default=["demo:under", "demo:over"], **words)
+    parser.add_argument("--towers", default=["image"], **words)
+    parser.add_argument("--family", choices=("ptq", "weight-only", "qat"), help="every method of a family")
+    parser.add_argument("--method", default=[], **words)
+    parser.add_argument("--bits", default=[], **words)
+    parser.add_argument("--calib-n", type=int, default=256)
+    parser.add_argument("--limit", type=int, help="judge on so many images")
+    parser.add_argument("--qat", type=str.split, default=[], help="options of training for clipq-export, in one word")
+    parser.add_argument("--name", default="run", help="of the folder of bundle and report, below model and tower")
+    parser.add_argument("-o", "--folder", type=Path, required=True, help="folder for bundles and reports")
+    parser.add_argument("--output", type=Path, help="the record; rows of earlier runs stay")
+    parser.add_argument("--table", type=Path, help="page whose tables are replaced")
+    args = parser.parse_args()
+    args.method += [name for name, method in METHODS.items() if method.family == args.family]
+    args.bits = args.bits or (["W8A32", "W4A32"] if args.family == "weight-only" else ["W8A8", "W6A8", "W6A6", "W4A8", "W4A4"])
+    old = json.loads(args.output.read_text()) if args.output and args.output.exists() else {"runs": [], "rows": []}
+    new = [entry for model in args.models for tower in args.towers for entry in measure(model, tower, args)]
+    made = record("methods", {})
+    found = {"benchmark": "methods", "runs": [*old["runs"], made], "rows": merged(old["rows"], new)}
+    if args.output:
+        write_json(args.output, found)
+    text = tables(found["rows"])
+    if args.table:
+        before, rest = args.table.read_text().split(BEGIN)
+        write_text(args.table, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Quantization-aware training: a tower learns with its own quantization in the loop."""

@@ -1,0 +1,1 @@
+"""FP32 towers written anew: the same function in numbers that are easier to quantize."""
