@@ -17,7 +17,7 @@ EXACT_PRODUCTS: Mapping[str, str] = {"session.x64quantprecision": "1"}
 
 def session_entries(entry: EngineEntry) -> dict[str, str]:
     """Return the session entries without which an engine may compute something else than what clipq measures; mostly none."""
-    integers = entry.quantized and (entry.runtime, entry.provider) == ("onnxruntime", CPU)
+    integers = entry.quantized and (entry.runtime, entry.provider, entry.precision) == ("onnxruntime", CPU, "int8")
     return dict(EXACT_PRODUCTS) if integers else {}
 
 
