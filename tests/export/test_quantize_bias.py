@@ -38,7 +38,7 @@ def test_moments_are_those_of_the_samples() -> None:
     for part in np.array_split(vectors, 7):
         moments.add(part, np.float32(0.25), 7)
     rounded = [[min(max(round(float(x) / 0.25), -7), 7) * 0.25 for x in row] for row in vectors]
-    np.testing.assert_allclose(moments.mean, vectors.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(moments.mean, vectors.mean(axis=0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(moments.mean_rounded, np.mean(rounded, axis=0), rtol=1e-6)
     np.testing.assert_allclose(moments.gram, sum(np.outer(row, row) for row in rounded), rtol=1e-5)
     assert moments.count == 50

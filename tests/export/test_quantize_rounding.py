@@ -72,7 +72,7 @@ def test_mse_scales_of_zeros_and_convolutions() -> None:
     np.testing.assert_array_equal(scales, mse_scales(weight.reshape(4, -1), 0, 7))
 
 
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", [7, 15, 31, 63])
 def test_error_falls_with_bits(limit: int) -> None:
     """More bits, less error, for each rounding."""
     weight, more = _weight(3), 2 * limit + 1

@@ -14,7 +14,6 @@ from clipq.export.quantize.weights import round_weight
 Float64 = npt.NDArray[np.float64]
 _BLOCK = 128  # inputs whose errors are carried on together
 _DAMPING = 0.01  # of the mean diagonal, as in the paper
-_LARGEST_DAMPING = 1e6  # of the mean diagonal: by then the rest of the matrix no longer matters
 
 
 def gptq(weight: npt.NDArray[np.float32], gram: Float64, scales: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.int8]:
@@ -50,22 +49,26 @@ def inverse_factor(gram: Float64) -> Float64:
     The damping is 1 % of the mean diagonal, ten times more as long as the matrix is not positive definite to working precision. Inputs
     that were never seen get the mean diagonal. All zeros count as the identity.
     """
-    from scipy.linalg import cholesky, solve_triangular
+    from scipy.linalg import solve_triangular
 
     mean = float(np.mean(np.diag(gram))) or 1.0
     damped = gram + np.diag(np.where(np.diag(gram) > 0, 0.0, mean))
     damping = _DAMPING
-    while True:
-        try:
-            # With both axes reversed, lower becomes upper: R R^T is the matrix itself, so the inverse of R is U.
-            reverse = cholesky((damped + damping * mean * np.eye(len(gram)))[::-1, ::-1], lower=True)[::-1, ::-1]
-        except np.linalg.LinAlgError:
-            damping *= 10
-            if damping > _LARGEST_DAMPING:
-                raise
-        else:
-            factor: Float64 = solve_triangular(reverse, np.eye(len(gram)))
-            return factor
+    while (reverse := _reverse_cholesky(damped + damping * mean * np.eye(len(gram)))) is None:
+        damping *= 10  # ends: with enough on it, the diagonal dominates
+    factor: Float64 = solve_triangular(reverse, np.eye(len(gram)))
+    return factor
+
+
+def _reverse_cholesky(matrix: Float64) -> Float64 | None:
+    """Return the upper triangular ``R`` with ``R R^T`` the matrix, whose inverse is the factor; None where there is none."""
+    from scipy.linalg import cholesky
+
+    try:  # with both axes reversed, lower becomes upper
+        factor: Float64 = cholesky(matrix[::-1, ::-1], lower=True)[::-1, ::-1]
+    except np.linalg.LinAlgError:
+        return None
+    return factor
 
 
 def output_error(

@@ -55,7 +55,7 @@ def round_blocks(weight: Float32, bits: int, size: int, *, optimised: bool) -> B
 
 
 def range_grid(blocks: Float32, largest: int) -> tuple[Float32, Float32]:
-    """Return scales and integer zero points ``(blocks, 1, outputs)`` that span the range of each block ``(blocks, size, outputs)`` and zero.
+    """Return scales and integer zero points ``(blocks, 1, outputs)`` that span each block ``(blocks, size, outputs)`` and zero.
 
     >>> scales, zeros = range_grid(np.float32([[[-1.0], [2.0]]]), 15)
     >>> scales.item(), zeros.item()

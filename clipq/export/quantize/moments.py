@@ -65,7 +65,7 @@ def on_grid(values: npt.NDArray[np.float32], scale: np.float32, limit: int) -> n
     return np.clip(rounded, -limit, limit, out=rounded) * scale
 
 
-def collect_moments(
+def collect_moments(  # noqa: PLR0913 - the last three are named
     source: Path,
     layers: Sequence[Layer],
     batches: Iterable[npt.NDArray[Any]],

@@ -76,7 +76,7 @@ def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Scales, 
             if reader not in known:
                 known.append(reader)
                 scale, limit = (scales[name], form.limit) if reads_quantized else (results[name], 0)
-                yield from _pair(model, name, known.index(reader), scale, form, limit)
+                yield from _pair(model, name, known.index(reader), scale, form, limit=limit)
             node.input[index] = f"{_numbered(name, known.index(reader))}.dequantized"
         if node.name in layers:
             yield _weight_node(model, layers[node.name], form)
@@ -85,7 +85,7 @@ def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Scales, 
 
 
 def _pair(  # noqa: PLR0913 - what stands in it, and where
-    model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form, limit: int
+    model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form, *, limit: int
 ) -> Iterator[NodeProto]:
     name = _numbered(tensor, number)
     if limit and limit < np.iinfo(form.dtype).max:

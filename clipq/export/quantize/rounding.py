@@ -42,6 +42,7 @@ def round_layers(  # noqa: PLR0913 - each is one thing
     selection: Selection,
     scheme: Scheme,
     scales: Mapping[str, npt.NDArray[np.float32]],
+    *,
     inputs: Inputs | None,
     scratch: Path,
 ) -> Rounded:

@@ -77,7 +77,7 @@ def write_scheme(  # noqa: PLR0913 - the last three are named
     results = result_clips(observed, selection, scheme) if scheme.bits.simulated else {}
     scales = {name: scale_of(clip, limit) for name, clip in clips.items()}
     with scratch_folder(target) as folder:
-        rounded = round_layers(observed, selection, scheme, scales, inputs, folder)
+        rounded = round_layers(observed, selection, scheme, scales, inputs=inputs, scratch=folder)
         form = Form("int8", np.int8, lambda layer: rounded.weights[layer.name], limit)
         model = quantized_model(observed, selection, form, scales, {**scales, **{name: scale_of(clip) for name, clip in results.items()}})
         correct_biases(model, rounded.mean_errors)
