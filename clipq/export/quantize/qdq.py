@@ -15,6 +15,7 @@ from clipq.export.quantize.layers import Layer
 from clipq.export.quantize.observe import Observed
 from clipq.export.quantize.selection import Selection
 
+CLIP = ".clip"  # what the name of a Clip in front of Q ends in
 Weight = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]
 
 
@@ -90,7 +91,7 @@ def _pair(  # noqa: PLR0913 - what stands in it, and where
     name = _numbered(tensor, number)
     if limit and limit < np.iinfo(form.dtype).max:
         ends = [add_initializer(model, f"{name}.{end}", np.float32(sign * limit) * scale) for end, sign in (("least", -1), ("most", 1))]
-        yield helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], name=f"{name}.clip")
+        yield helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], name=f"{name}{CLIP}")
         tensor = f"{name}.clipped"
     grid = [add_initializer(model, f"{name}.scale", scale), add_initializer(model, f"{name}.zero_point", np.zeros((), form.dtype))]
     yield helper.make_node("QuantizeLinear", [tensor, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize")
