@@ -60,7 +60,7 @@ def table(record: dict[str, Any]) -> str:
     """Return one line per engine and scenario, with a note on how it was measured."""
     from clipq.evaluate.report.format import quantity
 
-    width = max(18, *(len(engine_id) + 2 for engine_id in record["bench"]))
+    width = max([18, *(len(engine_id) + 2 for engine_id in record["bench"])])
     lines = [f"{'engine':<{width}}{'scenario':<19}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
     for engine_id, scenarios in record["bench"].items():
         for name, values in scenarios.items():

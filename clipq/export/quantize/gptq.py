@@ -76,7 +76,8 @@ def output_error(
 ) -> Float64:
     """Return the squared error ``||X (W - Q)||^2`` of each output ``(outputs,)``, up to the factor of ``gram``."""
     error = weight.astype(np.float64) - integers * scales.astype(np.float64)
-    return np.einsum("io,io->o", gram @ error, error)
+    squared: Float64 = np.einsum("io,io->o", gram @ error, error)
+    return squared
 
 
 def _carried(weight: Float64, factor: Float64, scales: Float64, limit: int) -> npt.NDArray[np.int8]:

@@ -101,7 +101,8 @@ def shrink(error: Float32, beta: float) -> Float32:
     """
     size = np.abs(error)
     threshold = np.power(np.maximum(size, np.finfo(np.float32).tiny), np.float32(NORM - 1)) / np.float32(beta)
-    return np.sign(error) * np.maximum(size - threshold, 0)
+    shrunk: Float32 = np.sign(error) * np.maximum(size - threshold, 0)
+    return shrunk
 
 
 def _integers(blocks: Float32, scales: Float32, zeros: Float32, largest: int) -> Float32:

@@ -61,8 +61,10 @@ class Moments:
 
 def on_grid(values: npt.NDArray[np.float32], scale: np.float32, limit: int) -> npt.NDArray[np.float32]:
     """Return values as a Q/DQ pair gives them: rounded to the step, saturated at ``limit`` steps."""
-    rounded = np.rint(values / scale)
-    return np.clip(rounded, -limit, limit, out=rounded) * scale
+    rounded: npt.NDArray[np.float32] = np.rint(values / scale)
+    np.clip(rounded, -limit, limit, out=rounded)
+    rounded *= scale
+    return rounded
 
 
 def collect_moments(  # noqa: PLR0913 - the last three are named

@@ -80,4 +80,5 @@ def _squared_error(rows: npt.NDArray[np.float32], scales: npt.NDArray[np.float32
     np.clip(rounded, -limit, limit, out=rounded)
     rounded *= scales
     rounded -= rows
-    return np.einsum("ij,ij->i", rounded, rounded).astype(np.float64)
+    squared: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rounded, rounded).astype(np.float64)
+    return squared
