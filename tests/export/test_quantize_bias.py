@@ -26,7 +26,8 @@ Array = np.ndarray
 
 
 def test_grid_by_hand() -> None:
-    """Steps of a half up to three: halves round to even, what lies beyond saturates."""
+    """Steps of a half up to three: halves round to even, what lies beyond saturates; at 8 bits down to -128, as Q does."""
+    assert on_grid(np.float32([-500, 500]), np.float32(1), 127).tolist() == [-128, 127]
     values = np.float32([0.25, 0.75, -0.3, 9, -9])
     np.testing.assert_array_equal(on_grid(values, np.float32(0.5), 3), np.float32([0, 1, -0.5, 1.5, -1.5]))
 

@@ -106,4 +106,5 @@ def shrink(error: Float32, beta: float) -> Float32:
 
 
 def _integers(blocks: Float32, scales: Float32, zeros: Float32, largest: int) -> Float32:
-    return np.clip(np.rint(blocks / scales + zeros), 0, largest)
+    integers: Float32 = np.clip(np.rint(blocks / scales + zeros), 0, largest)
+    return integers

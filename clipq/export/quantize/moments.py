@@ -14,6 +14,7 @@ from clipq.errors import ExportError
 from clipq.export.quantize.collect import regroup, write_observed
 from clipq.export.quantize.graph import load_graph, open_on_cpu
 from clipq.export.quantize.layers import Layer, split_gemms
+from clipq.export.quantize.weights import LARGEST
 
 Float64 = npt.NDArray[np.float64]
 
@@ -60,9 +61,12 @@ class Moments:
 
 
 def on_grid(values: npt.NDArray[np.float32], scale: np.float32, limit: int) -> npt.NDArray[np.float32]:
-    """Return values as a Q/DQ pair gives them: rounded to the step, saturated at ``limit`` steps."""
+    """Return values as the graph's Q/DQ pair gives them: rounded to the step, saturated at ``limit`` steps.
+
+    At 8 bits no Clip stands before Q, so that the least integer is -128.
+    """
     rounded: npt.NDArray[np.float32] = np.rint(values / scale)
-    np.clip(rounded, -limit, limit, out=rounded)
+    np.clip(rounded, -limit - 1 if limit == LARGEST else -limit, limit, out=rounded)
     rounded *= scale
     return rounded
 
