@@ -18,7 +18,7 @@ from clipq.export.transform.blocks import PARTS, Block, Part
 
 Key = tuple[str, Part]
 _BUDGET = 256 << 20  # bytes of rows over all layers
-_MOST_ROWS = 4096
+_MOST_ROWS = 1024
 _LEAST_ROWS = 256
 
 
@@ -129,7 +129,7 @@ class _Watch:
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:
     """Run calibration inputs through a tower and return what each linear layer of its blocks read, by block and part.
 
-    Memory does not grow with the number of inputs: at most 4,096 rows of each layer are kept, fewer where a tower is large.
+    Memory does not grow with the number of inputs: at most 1,024 rows of each layer are kept, fewer where a tower is large.
 
     Args:
         model: An open_clip model.
