@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ class GraphMaker:
         if method.family == "qat":
             raise NotImplementedError
         scheme = scheme_of(method, bits, self.recipe.calib_method)
-        return write_scheme(self.observed(tower, source), target, scheme, mha=self.recipe.mha, keep=self.keep.get(tower, {}))
+        keep, inputs = self.keep.get(tower, {}), partial(self._inputs, tower)
+        return write_scheme(self.observed(tower, source), target, scheme, mha=self.recipe.mha, keep=keep, inputs=inputs)
 
     def _transformed(self, tower: Tower, kind: str, target: Path) -> dict[str, Any]:
         """Write an FP32 graph of the same function that is easier to quantize, and hold it against PyTorch's outputs."""
