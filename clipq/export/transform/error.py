@@ -38,7 +38,9 @@ def percentile_of(values: Tensor) -> Tensor:
     return flat.topk(beyond + 1).values[-1]
 
 
-def output_error(rows: Tensor, weight: Tensor, exact: Tensor, clips: Iterable[Tensor], bits: Bits) -> float:
+def output_error(  # noqa: PLR0913 - a layer, its input and how both are rounded
+    rows: Tensor, weight: Tensor, exact: Tensor, clips: Iterable[Tensor], bits: Bits, *, corrected: bool = False
+) -> float:
     """Return the mean squared error of ``rows @ weight.T`` in integers, summed over some clips of the input.
 
     Args:
@@ -47,17 +49,20 @@ def output_error(rows: Tensor, weight: Tensor, exact: Tensor, clips: Iterable[Te
         exact: ``rows @ weight.T``, float32 ``(rows, out)``.
         clips: Scalars; each is one way to choose the range of the input.
         bits: Of input and weight.
+        corrected: Leave out the mean error of every output channel, which a corrected bias takes away.
     """
     integers = rounded_weight(weight, bits.weight_limit)
-    found = (fake_quantized(rows, clip, bits.activation_limit) @ integers.T for clip in clips)
-    return sum(float((one - exact).square().mean()) for one in found)
+    errors = (fake_quantized(rows, clip, bits.activation_limit) @ integers.T - exact for clip in clips)
+    return sum(float((error - error.mean(dim=0) if corrected else error).square().mean()) for error in errors)
 
 
-def best_of(candidates: Mapping[Name, tuple[Tensor, Tensor]], seen: Seen, weight: Tensor, bits: Bits) -> tuple[Name, float]:
+def best_of(
+    candidates: Mapping[Name, tuple[Tensor, Tensor]], seen: Seen, weight: Tensor, bits: Bits, *, corrected: bool = False
+) -> tuple[Name, float]:
     """Return the best of some ways to shift and scale a layer's input, and its error as a share of the first's.
 
-    The error is that of the output in integers on the sampled rows, once with the range that holds 99.99 % of the input and once with
-    that of the largest value, one added to the other: either way to calibrate is served.
+    The error is that of the output in integers on the sampled rows, with the range that holds 99.99 % of the input. Unless biases will
+    be corrected, that with the range of the largest value is added to it: either way to calibrate is served.
 
     Args:
         candidates: Name to offset and scale, each ``(channels,)``: the layer would read ``(x - offset) / scale``. The first is that of
@@ -65,12 +70,13 @@ def best_of(candidates: Mapping[Name, tuple[Tensor, Tensor]], seen: Seen, weight
         seen: What it read.
         weight: float32 ``(out, channels)``.
         bits: Of the engine to be.
+        corrected: The engine's biases will be corrected: only what is left of the error then counts.
     """
     errors = {}
     product = seen.rows @ weight.T
     for name, (offset, scale) in candidates.items():
         rows, scaled = (seen.rows - offset) / scale, weight * scale
-        clips = percentile_of(rows), (seen.largest(offset) / scale).max()
-        errors[name] = output_error(rows, scaled, product - weight @ offset, clips, bits)
+        clips = [percentile_of(rows)] if corrected else [percentile_of(rows), (seen.largest(offset) / scale).max()]
+        errors[name] = output_error(rows, scaled, product - weight @ offset, clips, bits, corrected=corrected)
     best, first = min(errors, key=lambda name: errors[name]), next(iter(errors.values()))
     return best, round(errors[best] / first, 6) if first else 1.0

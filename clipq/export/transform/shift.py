@@ -81,8 +81,10 @@ def offsets_of(seen: Seen) -> dict[str, Tensor]:
 def shift(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict[str, Any]:
     """Centre the input of every linear layer, and balance its channels where a scale can be folded, in place; return what was chosen.
 
-    First the offset and then SmoothQuant's alpha, each the one of least output error in integers (``best_of``). Only ``fc2`` pays for its
-    offset with an operator; a scale there would cost another one and is left out.
+    First the offset and then SmoothQuant's alpha, each the one of least output error in integers (``best_of``) but for its mean: the
+    engine's biases must be corrected, because the rounding of a weight times a large offset is a constant error, which can be larger
+    than all that the offset saves. Only ``fc2`` pays for its offset with an operator; a scale there would cost another one and is left
+    out.
 
     Args:
         blocks: The blocks.
@@ -100,13 +102,15 @@ def shift(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict
 def _centre(block: Block, part: Part, seen: Seen, bits: Bits) -> dict[str, Any]:
     weight, offsets = block.weight(part).detach().clone(), offsets_of(seen)
     ones = torch.ones(weight.shape[1])
-    way, ratio = best_of({way: (offset, ones) for way, offset in offsets.items()}, seen, weight, bits)
+    way, ratio = best_of({way: (offset, ones) for way, offset in offsets.items()}, seen, weight, bits, corrected=True)
     said: dict[str, Any] = {"offset": way, "error_ratio": ratio}
     if way != "none":
         shift_input(block, part, offsets[way])
     if part in FOLDABLE:
         scales = scales_of(seen, offsets[way], weight)
-        said["alpha"], gained = best_of({alpha: (offsets[way], scale) for alpha, scale in scales.items()}, seen, weight, bits)
+        said["alpha"], gained = best_of(
+            {alpha: (offsets[way], scale) for alpha, scale in scales.items()}, seen, weight, bits, corrected=True
+        )
         said["error_ratio"] = round(ratio * gained, 6)
         scale_input(block, part, scales[said["alpha"]])
     return said
