@@ -1,8 +1,8 @@
-"""A CLIP with planted outliers: a few channels of what the blocks read are 50 times as large as the rest, and the function is the same.
+"""A CLIP with planted outliers: a few channels of what the blocks read are 50 times as large, and the function is the same.
 
-The scale and offset of LayerNorm grow on some channels and the columns of the weights that read them shrink by as much, so FP32 computes
-what it did, and a symmetric range for all channels has 50 times as coarse a step for the others. Large language models and large
-ViTs grow such channels by themselves (Dettmers et al. 2022, arXiv 2208.07339); small models have to be given some.
+The scale and offset of LayerNorm grow on a few channels, and so do a few of the values, while the columns of the weights that read them
+shrink by as much: FP32 computes what it did, and a symmetric range for all channels has 50 times as coarse a step for the others.
+Large language models grow such channels by themselves (Dettmers et al. 2022, arXiv 2208.07339); small models have to be given some.
 
     python benchmarks/planted.py MODEL FOLDER
 """
@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -29,26 +28,29 @@ CHANNELS, FACTOR = 4, 50.0
 TOWERS: tuple[Tower, ...] = ("image", "text")
 
 
-def plant(model: Any, tower: Tower, channels: int = CHANNELS, factor: float = FACTOR, seed: int = 0) -> list[int]:
-    """Make some channels of what ``qkv`` and ``fc1`` of every block read much larger than the others, in place; return the channels.
+def plant(model: Any, tower: Tower, channels: int = CHANNELS, factor: float = FACTOR) -> None:
+    """Make the largest channels of what the blocks of a tower read larger by a factor, in place; what it computes stays the same.
 
     Args:
-        model: An open_clip model with CLIP's own blocks in the tower; what it computes stays the same.
+        model: An open_clip model with CLIP's own blocks in the tower.
         tower: Which of its towers.
-        channels: How many, the same in every block, as in models that grew them.
-        factor: How much larger they become than the largest of the others.
-        seed: Which ones.
+        channels: How many of what ``qkv`` and ``fc1`` read; ``out_proj`` gets one per head.
+        factor: How much larger.
     """
-    blocks = residual_blocks(model, tower, "the model", "planting")
-    chosen = np.random.default_rng(seed).choice(blocks[0].width, channels, replace=False)
-    for block in blocks:
+    for block in residual_blocks(model, tower, "the model", "planting"):
         for part in NORMED:
             norm = block.norm(part)
-            size = 3 * norm.weight.abs() + norm.bias.abs()  # a normed value rarely exceeds 3
-            scale = torch.ones_like(size)
-            scale[chosen] = size[chosen] / (factor * size.max())
-            scale_input(block, part, scale)
-    return sorted(int(channel) for channel in chosen)
+            scale_input(
+                block, part, _outliers(3 * norm.weight.abs() + norm.bias.abs(), channels, factor)
+            )  # a normed value rarely exceeds 3
+        values = block.weight("qkv")[2 * block.width :].norm(dim=1).reshape(block.module.attn.num_heads, -1)
+        scale_input(block, "out_proj", torch.cat([_outliers(head, 1, factor) for head in values]))
+
+
+def _outliers(sizes: torch.Tensor, count: int, factor: float) -> torch.Tensor:
+    scale = torch.ones_like(sizes)
+    scale[sizes.topk(count).indices] = 1 / factor
+    return scale
 
 
 def write_planted(model_id: str, folder: Path, channels: int = CHANNELS, factor: float = FACTOR) -> str:
