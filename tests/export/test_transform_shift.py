@@ -9,10 +9,12 @@ import pytest
 import torch
 from toy_clip import embed, inputs_of, random_clip, relative_difference
 
+from clipq.export.quantize.ptq import scheme_of
+from clipq.export.quantize.scheme import Scheme
 from clipq.export.transform.blocks import PARTS, residual_blocks
 from clipq.export.transform.capture import Seen, capture
 from clipq.export.transform.shift import Shifted, offsets_of, shift, shift_input
-from clipq.methods import W8A8
+from clipq.methods import METHODS, W8A8
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -102,6 +104,12 @@ def test_one_sided_inputs_are_centred() -> None:
     assert said["error_ratio"] < 0.5
     after = _captured(model, "image")[1][key]
     assert after.largest(torch.zeros(1)).max() < 0.6 * seen[key].largest(torch.zeros(1)).max()
+
+
+def test_the_engine_corrects_its_biases() -> None:
+    """A large offset times the rounding of a weight is a constant error: the scheme takes it out, at all bits."""
+    for bits in METHODS["shift"].bits.values():
+        assert scheme_of(METHODS["shift"], bits, "percentile") == Scheme("percentile", bits, corrected=True)
 
 
 def test_dead_inputs_are_safe() -> None:

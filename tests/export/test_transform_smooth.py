@@ -146,11 +146,14 @@ def test_output_error_by_a_second_way() -> None:
         np.testing.assert_allclose(rounded_weight(torch.from_numpy(weight), limits[0]), integers * scales[:, None], rtol=1e-5, atol=1e-7)
         exact, clips = torch.from_numpy(rows @ weight.T), (torch.tensor(2.0), torch.tensor(3.0))
         found = output_error(torch.from_numpy(rows), torch.from_numpy(weight), exact, clips, BITS[bits])
-        slow = 0.0
+        left = output_error(torch.from_numpy(rows), torch.from_numpy(weight), exact, clips, BITS[bits], corrected=True)
+        slow = slow_left = 0.0
         for clip in (2.0, 3.0):
             inputs = np.clip(np.rint(rows / (clip / limits[1])), -limits[1], limits[1]) * (clip / limits[1])
-            slow += float(np.mean((inputs @ (integers * scales[:, None]).T - rows @ weight.T) ** 2))
+            error = inputs @ (integers * scales[:, None]).T - rows @ weight.T
+            slow, slow_left = slow + float(np.mean(error**2)), slow_left + float(error.var(axis=0).mean())
         assert found == pytest.approx(slow, rel=1e-3)
+        assert left == pytest.approx(slow_left, rel=1e-3)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), st.sampled_from([7, 31, 127]))
