@@ -113,7 +113,7 @@ _ALL = (
     Method(
         "shift",
         "ptq",
-        "activations centred channel by channel, the shift in the bias",
+        "activations centred channel by channel, the shift in the bias, and the biases corrected",
         "Wei et al. 2023 (Outlier Suppression+), arXiv 2304.09145",
     ),
     Method("gptq", "ptq", "weights rounded one by one, each error carried by those still to come", "Frantar et al. 2023, arXiv 2210.17323"),

@@ -16,6 +16,9 @@ _TRANSFORMED = {
     "rotation-lsq": "fp32-rotation",
 }
 
+# Rounding a weight and multiplying it by the offset of a shift gives a constant error, which only a corrected bias takes away.
+_CORRECTED = frozenset({"bias-correction", "shift"})
+
 
 def source_of(method: Method, bits: Bits) -> str:
     """Return the kind of FP32 graph that a method quantizes: ``fp32``, or one that has the same outputs and is easier to quantize.
@@ -34,4 +37,4 @@ def scheme_of(method: Method, bits: Bits, ranges: CalibrationMethod) -> Scheme:
         return replace(scheme, rounding="mse") if method.name == "mse" else scheme
     if method.name == "gptq":
         return Scheme(ranges, bits, rounding="gptq")
-    return Scheme(ranges, bits, corrected=method.name == "bias-correction")
+    return Scheme(ranges, bits, corrected=method.name in _CORRECTED)
