@@ -17,6 +17,7 @@ from clipq.export.quantize.graph import add_initializer, constants, replace_node
 from clipq.export.quantize.weights import quantize_weight
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
+STREAM_ROTATION = "stream_rotation"  # the module of a transform whose product makes the residual stream
 _BETWEEN_PROJECTION_AND_OUTPUT = {
     "Add",
     "Cast",
@@ -64,7 +65,8 @@ def choose_layers(model: ModelProto, source: Path, skip: Mapping[str, str] | Non
     """Return the layers to quantize, in graph order, and why each other MatMul, Gemm and Conv stays FP32.
 
     Linear layers and convolutions with constant weights are quantized. The first convolution (it reads the pixels), the final
-    projection (it makes the embedding), of patch tokens too, and products of two activations (attention) stay FP32.
+    projection (it makes the embedding), of patch tokens too, the product that rotates the residual stream, and products of two
+    activations (attention) stay FP32.
 
     Args:
         model: The graph, its Gemms already split.
@@ -95,14 +97,20 @@ def _reason_to_keep(node: NodeProto, weights: dict[str, TensorProto], last: set[
     weight = weights.get(node.input[1])
     if weight is None or node.input[0] in weights:
         return "product of two activations"
-    if node.op_type == "Conv" and node.input[0] in inputs:
-        return "first convolution: reads the pixels"
-    if node.name in last:
-        return "final projection: makes the embedding"
     if node.op_type == "Gemm":
         return "Gemm with a factor, a transposed input or a computed bias"
     if weight.data_type != TensorProto.FLOAT or (node.op_type == "MatMul" and len(weight.dims) != 2):
         return "weight is not a float32 matrix"
+    return _reason_by_place(node, last, inputs)
+
+
+def _reason_by_place(node: NodeProto, last: set[str], inputs: set[str]) -> str:
+    if node.op_type == "Conv" and node.input[0] in inputs:
+        return "first convolution: reads the pixels"
+    if node.name in last:
+        return "final projection: makes the embedding"
+    if STREAM_ROTATION in node.name.split("/"):
+        return "rotation of the residual stream: every block adds to what it makes"
     return ""
 
 

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from clipq.engines.base import Tower
 from clipq.engines.torch.checkpoint import Checkpoint
-from clipq.errors import ExportError
+from clipq.errors import unknown_name
+from clipq.export.transform.blocks import tower_of
+from clipq.export.transform.rotate import rotate
 from clipq.methods import BITS
 
 Inputs = Callable[[], Iterator[npt.NDArray[Any]]]
@@ -21,13 +23,30 @@ def transform_tower(checkpoint: Checkpoint, tower: Tower, name: str, inputs: Inp
     """Return a copy of a checkpoint whose tower computes the same in other numbers, and facts about how.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The model; the copy shares the tensors of its other tower.
         tower: Which of its towers.
         name: ``rotation``, ``shift``, or ``<bits>-smoothquant``.
-        inputs: Gives the calibration inputs of the tower, in batches, anew at every call.
+        inputs: Gives the calibration inputs of the tower, in batches, anew at every call; rotation needs none.
 
     Raises:
-        ExportError: The tower has no layers that the transform knows.
+        ExportError: The tower has no layers that the transform knows, or gives NaN or infinity on a calibration input.
+        DataError: There are no calibration inputs.
+        UsageError: There is no such transform.
     """
-    changed = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-    raise ExportError(f"no transform {name}", found=str(changed.model_id), expected=", ".join(BITS), fix=tower + str(inputs))
+    changed = replace(checkpoint, model=copy_for(checkpoint.model, tower))
+    if name == "rotation":
+        return changed, {"transform": name, **rotate(changed.model, tower, checkpoint.model_id)}
+    raise unknown_name("transform", name, ["rotation", "shift", *(f"{bits.lower()}-smoothquant" for bits in BITS)])
+
+
+def copy_for(model: Any, tower: Tower) -> Any:
+    """Return a copy of an open_clip model that shares the tensors of the other tower, without hooks that were put on the original."""
+    own = tower_of(model, tower)
+    others = [child for name, child in model.named_children() if child is not own and (own is not model or name == "visual")]
+    copied = copy.deepcopy(model, {id(other): other for other in others})
+    shared = {id(module) for other in others for module in other.modules()}
+    for module in tower_of(copied, tower).modules():
+        if id(module) not in shared:
+            module._forward_hooks.clear()  # noqa: SLF001 - PyTorch has no public way
+            module._forward_pre_hooks.clear()  # noqa: SLF001
+    return copied
