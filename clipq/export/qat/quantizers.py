@@ -152,7 +152,7 @@ class Weight(torch.nn.Module):
     It is computed anew in every pass and has no gradient of its own (``ste``, ``pact``).
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, channels: int) -> None:  # noqa: ARG002 - what the others need
         super().__init__()
         self.grid = grid
 
@@ -185,7 +185,7 @@ class TanhWeight(Weight):
     first: torch.Tensor
 
     def __init__(self, grid: Grid, channels: int) -> None:
-        super().__init__(grid)
+        super().__init__(grid, channels)
         self.register_buffer("first", torch.ones(channels, 1))
 
     def begin(self, weight: torch.Tensor) -> torch.Tensor:
@@ -210,7 +210,7 @@ class LearnedStepWeight(Weight):
     first: torch.Tensor
 
     def __init__(self, grid: Grid, channels: int) -> None:
-        super().__init__(grid)
+        super().__init__(grid, channels)
         self.register_buffer("first", torch.ones(channels, 1))
         self.log_steps = torch.nn.Parameter(torch.zeros(channels, 1))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from clipq.export.qat.quantizers import Activation, Weight
-from clipq.export.qat.rounding import Grid
+from clipq.export.qat.rounding import Grid, round_to
 
-_SAMPLE = 1 << 15  # values kept of a tensor while its first range is looked for
+_SAMPLE = 1 << 15  # values of each batch that are kept of a tensor while its first range is looked for
+PRODUCTS = ("MatMul", "MatMul_1")  # of queries and keys, of probabilities and values, as the graph names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,22 @@ class Makers:
     probabilities: Grid | None = None
 
 
+def node_of(path: str) -> str:
+    """Return the name in the graph of what stands at a path of the model.
+
+    >>> node_of("visual.transformer.resblocks.3.attn.MatMul")
+    '/visual/transformer/resblocks.3/attn/MatMul'
+    """
+    return "/" + re.sub(r"\.(?!\d+(?:\.|$))", "/", path)
+
+
 class Observer(torch.nn.Module):
-    """Rounds with a quantizer, or, while its first range is looked for, only keeps a sample of what passes."""
+    """Rounds with a quantizer, or, while its first range is looked for, only keeps a sample of what passes.
+
+    Attributes:
+        quantizer: What rounds.
+        seen: The sample; None when it rounds.
+    """
 
     def __init__(self, quantizer: Activation) -> None:
         super().__init__()
@@ -57,8 +73,7 @@ class Observer(torch.nn.Module):
             return rounded
         flat = values.detach().flatten()
         self._largest = max(self._largest, float(flat.abs().max()))
-        ends = torch.stack([flat.min(), flat.max()])
-        self.seen.append(torch.cat([ends, flat[:: max(len(flat) // _SAMPLE, 1) | 1]]))  # an odd stride: every channel comes up
+        self.seen += [torch.stack([flat.min(), flat.max()]), flat[:: max(len(flat) // _SAMPLE, 1) | 1]]  # odd: every channel comes up
         return values
 
 
@@ -66,19 +81,19 @@ class Site(torch.nn.Module):
     """A linear layer's quantizers.
 
     Attributes:
-        name: Path of the layer in the model, as the graph names it.
+        path: Path of the layer in the model, as it is written for export.
         reads: Quantizer of what the layer reads.
         weight: Quantizer of its weight.
     """
 
-    def __init__(self, name: str, reads: Activation, weight: Weight) -> None:
+    def __init__(self, path: str, reads: Activation, weight: Weight) -> None:
         super().__init__()
-        self.name = name
+        self.path = path
         self.reads = Observer(reads)
         self.weight = weight
 
-    def forward(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the layer's result from its FP32 weight ``(out, in)`` and bias, both of them what is trained.
+    def forward(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return the layer's result from its weight ``(out, in)`` and bias, both of them what is trained.
 
         An offset of the activation goes into the bias: ``W x = W (x - offset) + offset * W 1``, with the rounded weight, so that the
         product has integers on both sides and zero point 0.
@@ -86,60 +101,67 @@ class Site(torch.nn.Module):
         if self.reads.seen is not None:
             return functional.linear(self.reads(values), weight, bias)
         rounded = self.weight(weight)
-        return functional.linear(self.reads(values), rounded, self.moved_bias(rounded, bias))
-
-    def moved_bias(self, rounded: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the bias with the offset of the activation in it."""
-        if not self.reads.quantizer.shifts:
-            return bias
-        moved = self.reads.quantizer.offset * rounded.sum(dim=1)
-        return moved if bias is None else bias + moved
+        quantizer = self.reads.quantizer
+        if quantizer.shifts:
+            bias = bias + quantizer.offset * rounded.sum(dim=1)
+        return functional.linear(self.reads(values), rounded, bias)
 
 
 class QuantizedLinear(torch.nn.Module):
     """A linear layer with its site."""
 
-    def __init__(self, linear: torch.nn.Linear, site: Site) -> None:
+    def __init__(self, original: torch.nn.Linear, site: Site) -> None:
         super().__init__()
-        self.linear = linear
+        self.original = original
         self.site = site
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight that is trained; open_clip asks for its type."""
+        weight: torch.Tensor = self.original.weight
+        return weight
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the layer's result."""
-        result: torch.Tensor = self.site(values, self.linear.weight, self.linear.bias)
+        result: torch.Tensor = self.site(values, self.original.weight, self.original.bias)
         return result
 
 
 class QuantizedAttention(torch.nn.Module):
-    """Self-attention as ``clipq.export.attention`` writes it for export, with its two layers and, if asked, its products quantized."""
+    """Self-attention as ``clipq.export.attention`` writes it for export, with its two layers and, if asked, its products quantized.
 
-    def __init__(self, attention: torch.nn.MultiheadAttention, name: str, makers: Makers, kept: frozenset[str]) -> None:
-        super().__init__()
-        self.original = attention
-        self.heads, self.width = attention.num_heads, attention.embed_dim
-        scale = torch.ones(3 * self.width, device=attention.out_proj.weight.device)
-        scale[: self.width] = (self.width // self.heads) ** -0.5
-        self.register_buffer("scale", scale, persistent=False)
-        self.project = None if f"{name}.project" in kept else Site(f"{name}.project", makers.activation(), makers.weight(3 * self.width))
-        self.output = None if f"{name}.out_proj" in kept else Site(f"{name}.out_proj", makers.activation(), makers.weight(self.width))
-        self.products = torch.nn.ModuleDict()
-        if makers.probabilities is not None:
-            self.products.update({part: Observer(makers.product()) for part in ("q", "k", "v")})
-        self.probabilities = makers.probabilities
-        self.name = name
+    Attributes:
+        original: The module it stands for; its parameters are what is trained.
+        project: Site of queries, keys and values; None where it stays FP32.
+        output: Site of the output projection.
+        products: Quantizers of ``q``, ``k`` and ``v``, empty where the products stay FP32.
+    """
 
     scale: torch.Tensor
 
-    def projection(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __init__(self, original: torch.nn.MultiheadAttention, path: str, makers: Makers, kept: Collection[str]) -> None:
+        super().__init__()
+        self.original = original
+        self.heads, self.width = original.num_heads, original.embed_dim
+        scale = torch.ones(3 * self.width)
+        scale[: self.width] = (self.width // self.heads) ** -0.5
+        self.register_buffer("scale", scale, persistent=False)
+        self.project = make_site(f"{path}.project", 3 * self.width, makers, kept)
+        self.output = make_site(f"{path}.out_proj", self.width, makers, kept)
+        self.products = torch.nn.ModuleDict()
+        self._grid = makers.probabilities
+        for product, parts in zip(PRODUCTS, (("q", "k"), ("v",)), strict=True):
+            if makers.probabilities is not None and node_of(f"{path}.{product}") not in kept:
+                self.products.update({part: Observer(makers.product()) for part in parts})
+
+    def projection(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias of queries, keys and values, the scale of the queries in them."""
-        weight, bias = self.original.in_proj_weight, self.original.in_proj_bias
-        assert weight is not None
-        return weight * self.scale[:, None], None if bias is None else bias * self.scale
+        return self.original.in_proj_weight * self.scale[:, None], self.original.in_proj_bias * self.scale
 
     def forward(
         self,
         query: torch.Tensor,
-        key: torch.Tensor,  # noqa: ARG002 - the signature of the module it stands for, and self-attention alone
+        key: torch.Tensor,  # noqa: ARG002 - the signature of the module it stands for; blocks attend to themselves
         value: torch.Tensor,  # noqa: ARG002
         need_weights: bool = False,  # noqa: ARG002
         attn_mask: torch.Tensor | None = None,
@@ -147,27 +169,30 @@ class QuantizedAttention(torch.nn.Module):
         """Return the attended values in the layout of the input, and no weights."""
         tokens = query if self.original.batch_first else query.transpose(0, 1)
         length = tokens.shape[1]
-        projected = _linear(self.project, tokens, *self.projection())
+        projected = linear(self.project, tokens, *self.projection())
         by_head = projected.reshape(-1, length, 3 * self.heads, self.width // self.heads).transpose(1, 2)
         q, k, v = torch.split(by_head, [self.heads] * 3, dim=1)
         scores = self._rounded("q", q) @ self._rounded("k", k).transpose(-1, -2)
         if attn_mask is not None:
             scores = scores + attn_mask
-        attended = (self._rounded("p", scores.softmax(dim=-1)) @ self._rounded("v", v)).transpose(1, 2).reshape(-1, length, self.width)
-        output = _linear(self.output, attended, self.original.out_proj.weight, self.original.out_proj.bias)
+        shares = scores.softmax(dim=-1)
+        if "v" in self.products and self._grid is not None and self.products["v"].seen is None:
+            shares = round_to(shares, torch.tensor(1 / self._grid.most, device=shares.device), self._grid)
+        attended = (shares @ self._rounded("v", v)).transpose(1, 2).reshape(-1, length, self.width)
+        output = linear(self.output, attended, self.original.out_proj.weight, self.original.out_proj.bias)
         return (output if self.original.batch_first else output.transpose(0, 1)), None
 
     def _rounded(self, part: str, values: torch.Tensor) -> torch.Tensor:
-        if self.probabilities is None:
-            return values
-        if part != "p":
-            rounded: torch.Tensor = self.products[part](values)
-            return rounded
-        return values
-        
+        rounded: torch.Tensor = self.products[part](values) if part in self.products else values
+        return rounded
 
-def _linear(site: Site | None, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if site is None:
-        return functional.linear(values, weight, bias)
-    result: torch.Tensor = site(values, weight, bias)
+
+def make_site(path: str, channels: int, makers: Makers, kept: Collection[str]) -> Site | None:
+    """Return new quantizers for a layer, or None where its node is one to keep."""
+    return None if f"{node_of(path)}/MatMul" in kept else Site(path, makers.activation(), makers.weight(channels))
+
+
+def linear(site: Site | None, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return a layer's result, quantized where it has a site."""
+    result: torch.Tensor = functional.linear(values, weight, bias) if site is None else site(values, weight, bias)
     return result

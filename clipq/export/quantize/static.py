@@ -75,7 +75,8 @@ def write_scheme(
         del model
         assert_qdq_portable(folder / target.name)
         publish(folder / target.name, target)
-    ranges = {name: {"largest": largest_of(observed, name), "clip": clip} for name, clip in clips.items()}
+    learned = scheme.learned.clips
+    ranges = {name: {**({} if name in learned else {"largest": largest_of(observed, name)}), "clip": clip} for name, clip in clips.items()}
     counted = {**facts(scheme.words, "int8", selection.operators, selection.fp32), **sizes(observed.source_bytes, target)}
     return {**counted, **said, "ranges": ranges}
 

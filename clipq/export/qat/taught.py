@@ -1,0 +1,121 @@
+"""What training has taught a tower, by the names of the graph, and the check that PyTorch and ONNX Runtime agree on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipq.errors import ExportError
+from clipq.export.qat.sites import PRODUCTS, Observer, node_of
+from clipq.export.qat.wrap import Wrapped, weight_of
+from clipq.export.quantize.observe import Observed
+from clipq.export.quantize.scheme import Learned
+
+MIN_AGREEMENT = 0.999
+MIN_COSINE = 0.9999
+UNTRAINED = "no linear layer of a residual block: training left it FP32"
+_WEIGHT_ERROR = 1e-5  # relative: the scale of the queries is divided out and multiplied in again
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What the graph of a trained tower is made of.
+
+    Attributes:
+        clips: Largest absolute value of what each quantized layer reads, by node.
+        weights: Integers ``(in, out)`` and scales ``(out,)`` by node.
+        products: Largest absolute values of both inputs of each quantized product, by node; None for probabilities.
+    """
+
+    clips: Mapping[str, float]
+    weights: Mapping[str, tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]]
+    products: Mapping[str, tuple[float | None, float]]
+
+    def learned(self, observed: Observed) -> tuple[Learned, dict[str, str]]:
+        """Return what is learned by the names of a graph's tensors and layers, and the nodes that nobody trained, each with the reason.
+
+        Raises:
+            ExportError: A trained layer or product is not in the graph, or has another weight there.
+        """
+        layers = {layer.name: layer for layer in observed.layers}
+        products = {product.name: product for product in observed.products}
+        if missing := [name for name in (*self.clips, *self.products) if name not in layers and name not in products]:
+            raise ExportError("a trained layer is not in the graph", found=f"no {missing[0]}", expected=f"one of {', '.join(layers)}")
+        for name, (integers, scales) in self.weights.items():
+            _compare(name, layers[name].weight, integers, scales)
+        clips = {layers[name].activation: clip for name, clip in self.clips.items()}
+        if len(clips) != len(self.clips):
+            raise ExportError("two trained layers read one tensor", found=f"{len(clips)} tensors", expected=f"{len(self.clips)}")
+        for name, ends in self.products.items():
+            clips.update({tensor: end for tensor, end in zip(products[name].inputs, ends, strict=True) if end is not None})
+        untrained = [name for name in (*layers, *products) if name not in self.clips and name not in self.products]
+        return Learned(clips, self.weights), dict.fromkeys(untrained, UNTRAINED)
+
+
+def taught(wrapped: Wrapped) -> Taught:
+    """Return what a trained tower's quantizers came to; call it before ``unwrap``."""
+    clips, weights = {}, {}
+    for spot in wrapped.spots:
+        node, quantizer = f"{node_of(spot.site.path)}/MatMul", spot.site.reads.quantizer
+        integers, scales = spot.site.weight.integers(weight_of(spot))
+        clips[node] = _clip(spot.site.reads)
+        weights[node] = (np.ascontiguousarray(integers.cpu().numpy().T), scales.detach().cpu().numpy().astype(np.float32))
+        assert quantizer.grid.most > 0
+    products: dict[str, tuple[float | None, float]] = {}
+    for path, attention in wrapped.attentions.items():
+        scores, values = (node_of(f"{path}.{product}") for product in PRODUCTS)
+        if "q" in attention.products:
+            products[scores] = (_clip(attention.products["q"]), _clip(attention.products["k"]))
+        if "v" in attention.products:
+            products[values] = (None, _clip(attention.products["v"]))
+    return Taught(clips, weights, products)
+
+
+def _clip(observer: Any) -> float:
+    assert isinstance(observer, Observer)
+    return float(observer.quantizer.step.detach().double()) * observer.quantizer.grid.most
+
+
+def _compare(name: str, weight: npt.NDArray[np.float32], integers: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
+    expected = integers * scales
+    if weight.shape != expected.shape or np.abs(weight - expected).max() > _WEIGHT_ERROR * np.abs(expected).max():
+        raise ExportError(f"{name} has another weight than the layer that was trained", found=weight.shape, expected=expected.shape)
+
+
+def compare(
+    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], chosen: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+) -> dict[str, Any]:
+    """Return how far ONNX Runtime's embeddings of a trained tower are from PyTorch's fake quantization.
+
+    Args:
+        found: ONNX Runtime's embeddings ``(n, d)``.
+        expected: PyTorch's.
+        chosen: The nearest text of each held-out image by either.
+
+    Returns:
+        ``agreement`` (share of equal nearest texts), ``images`` (how many), ``cosine`` (mean), ``least_cosine``, ``inputs`` (n).
+
+    Raises:
+        ExportError: The mean cosine is below 0.9999, or more images disagree than 0.1 % of them, rounded up.
+    """
+    cosines = (found * expected).sum(axis=1, dtype=np.float64) / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1))
+    differ, images = int((chosen[0] != chosen[1]).sum()), len(chosen[0])
+    figures = {
+        "agreement": 1 - differ / images,
+        "images": images,
+        "cosine": float(cosines.mean()),
+        "least_cosine": float(cosines.min()),
+        "inputs": len(found),
+    }
+    allowed = int(np.ceil((1 - MIN_AGREEMENT) * images))
+    if not figures["cosine"] >= MIN_COSINE or differ > allowed:
+        raise ExportError(
+            "the graph does not compute what was trained",
+            found=f"cosine {figures['cosine']:.6f}, {differ} of {images} nearest texts differ",
+            expected=f"at least {MIN_COSINE}, at most {allowed}",
+        )
+    return figures
