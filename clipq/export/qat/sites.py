@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -22,7 +22,8 @@ class Makers:
 
     Attributes:
         activation: A new quantizer of an activation.
-        product: A new quantizer of queries, keys or values.
+        product: A new quantizer of queries, keys or values, and of what the values become where the products are quantized; it has no
+            offset, because rounded probabilities do not sum to 1 and would not hand it on.
         weight: A new quantizer of a weight with so many output channels.
         probabilities: Grid of attention's probabilities; None leaves the products of attention in FP32.
     """
@@ -147,7 +148,8 @@ class QuantizedAttention(torch.nn.Module):
         scale[: self.width] = (self.width // self.heads) ** -0.5
         self.register_buffer("scale", scale, persistent=False)
         self.project = make_site(f"{path}.project", 3 * self.width, makers, kept)
-        self.output = make_site(f"{path}.out_proj", self.width, makers, kept)
+        reads = makers.activation if makers.probabilities is None else makers.product
+        self.output = make_site(f"{path}.out_proj", self.width, replace(makers, activation=reads), kept)
         self.products = torch.nn.ModuleDict()
         self._grid = makers.probabilities
         for product, parts in zip(PRODUCTS, (("q", "k"), ("v",)), strict=True):
