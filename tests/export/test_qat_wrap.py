@@ -153,18 +153,32 @@ def test_training_sees_the_tower_alone(checkpoint: Checkpoint) -> None:
 
 
 def test_the_gate_between_pytorch_and_onnx_runtime() -> None:
-    """A low cosine, and more disagreements than one in a thousand rounded up, are errors; NaN is one too."""
+    """Too many other nearest texts, a cosine that is low or large beside what quantization changes, and NaN are errors."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((20, 8)).astype(np.float32)
+    exact, noise = (rng.standard_normal((20, 8)).astype(np.float32) for _ in range(2))
     chosen = np.zeros(20, np.int64)
     one, two = chosen.copy(), chosen.copy()
     one[0], two[:2] = 1, 1
-    figures = compare(rows, rows, (chosen, one))
+    figures = compare(exact + 0.009 * noise, exact + 0.01 * noise, exact, (chosen, one))
     assert (figures["agreement"], figures["images"], figures["inputs"]) == (0.95, 20, 20)
-    assert figures["cosine"] == pytest.approx(1)
+    assert figures["share"] == pytest.approx(0.01, rel=0.2), "a tenth as far, squared"
     with pytest.raises(ExportError, match="2 of 20 nearest texts differ"):
-        compare(rows, rows, (chosen, two))
+        compare(exact, exact, exact, (chosen, two))
     with pytest.raises(ExportError, match="does not compute what was trained"):
-        compare(rows + 0.1, rows, (chosen, chosen))
+        compare(exact + 0.1 * noise, exact, exact, (chosen, chosen))
     with pytest.raises(ExportError, match="cosine nan"):
-        compare(rows * np.nan, rows, (chosen, chosen))
+        compare(exact * np.nan, exact, exact, (chosen, chosen))
+
+
+def test_what_is_far_away_must_be_small_beside_quantization() -> None:
+    """In 4 bits a cosine of 0.999 passes beside a change that is 100 times as large; in 8 bits 0.99995 fails beside one as large."""
+    rng = np.random.default_rng(0)
+    exact, here, there = (rng.standard_normal((20, 8)).astype(np.float32) for _ in range(3))
+    chosen = (np.zeros(20, np.int64),) * 2
+    coarse = exact + 0.4 * here
+    figures = compare(coarse + 0.04 * there, coarse, exact, chosen)
+    assert figures["cosine"] < MIN_COSINE
+    assert figures["share"] < 0.05
+    fine = exact + 0.01 * here
+    with pytest.raises(ExportError, match="of what quantization changes"):
+        compare(fine + 0.01 * there, fine, exact, chosen)

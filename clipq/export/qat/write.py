@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from clipq.engines.base import Tower
 from clipq.engines.torch.checkpoint import Checkpoint
-from clipq.errors import MissingRuntimeError
+from clipq.errors import ExportError, MissingRuntimeError
 from clipq.export.golden import Golden
 from clipq.export.onnx import export_tower
 from clipq.export.qat.lesson import Lesson
@@ -107,10 +107,10 @@ def write_trained(task: Task, folder: Path, target: Path) -> dict[str, Any]:
     trained = run.train(lambda: begin(wrapped, _first_inputs(lesson)))
     wrapped.train(mode=False)
     golden = _outputs(wrapped, torch.from_numpy(task.golden.inputs(task.tower)).to(device))
-    answers, known = lesson.answers(wrapped.embed), taught(wrapped)
+    answers, known = np.concatenate([lesson.answers(wrapped.embed), golden]), taught(wrapped)
     offsets = unwrap(wrapped)
     said = _write_graph(task, wrapped, known, target)
-    parity = _parity(lesson, target, task.golden.inputs(task.tower), (answers, golden))
+    parity = _parity(lesson, task, target, answers)
     write_text(target.parent / Path(table_name(target.name)).name, trained.csv(plan.losses))
     return {**said, "parity_torch": parity, "offsets": offsets, "training": _facts(task, trained, device, len(known.weights))}
 
@@ -167,23 +167,23 @@ def _outputs(wrapped: Wrapped, inputs: Tensor) -> npt.NDArray[np.float32]:
     return found
 
 
-def _parity(
-    lesson: Lesson, graph: Path, golden: npt.NDArray[Any], expected: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-) -> dict[str, Any]:
+def _parity(lesson: Lesson, task: Task, graph: Path, expected: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Hold the graph against what PyTorch gave for the questions and the golden inputs; delete it if it is too far away."""
     session = open_on_cpu(graph)
     name = session.get_inputs()[0].name
 
     def embed(inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: inputs.cpu().numpy()})[0])
 
-    answers = lesson.answers(embed)
-    of_golden = functional.normalize(embed(torch.from_numpy(golden)), dim=1).numpy()
-    chosen = lesson.chosen(answers), lesson.chosen(expected[0])
+    answers, golden = lesson.answers(embed), embed(torch.from_numpy(task.golden.inputs(task.tower))).numpy()
+    exact = np.concatenate([lesson.reference(), task.golden.outputs(task.tower)])
     try:
-        return compare(np.concatenate([answers, of_golden]), np.concatenate(expected), chosen)
-    except Exception:
-        graph.unlink(missing_ok=True)
-        graph.with_name(f"{graph.name}.data").unlink(missing_ok=True)
+        return compare(
+            np.concatenate([answers, golden]), expected, exact, (lesson.chosen(answers), lesson.chosen(expected[: len(answers)]))
+        )
+    except ExportError:
+        for file in (graph, graph.with_name(f"{graph.name}.data")):
+            file.unlink(missing_ok=True)
         raise
 
 
