@@ -13,7 +13,7 @@ VISION = {"image_size": 24, "patch_size": 8, "width": 48, "head_width": 12, "lay
 TEXT = {"context_length": 10, "vocab_size": 60, "width": 32, "heads": 2, "layers": 2}
 
 
-def random_clip(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, *, quick_gelu: bool = False, seed: int = 0) -> Any:
+def random_clip(vision: dict | None = None, text: dict | None = None, *, quick_gelu: bool = False, seed: int = 0) -> Any:
     """Return an open_clip model in eval mode, without gradients, its configuration changed by what is given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -22,9 +22,9 @@ def random_clip(vision: dict[str, Any] | None = None, text: dict[str, Any] | Non
         model.eval().requires_grad_(requires_grad=False)
         for parameter in model.parameters():
             if parameter.ndim == 1:
-                parameter += 0.4 * torch.randn(parameter.shape)
+                parameter.add_(0.4 * torch.randn(parameter.shape))
             elif parameter.ndim == 2:
-                parameter *= 1.5
+                parameter.mul_(1.5)
     return model
 
 

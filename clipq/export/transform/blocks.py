@@ -13,6 +13,7 @@ from clipq.errors import ExportError
 
 Part = Literal["qkv", "out_proj", "fc1", "fc2"]
 PARTS: tuple[Part, ...] = ("qkv", "out_proj", "fc1", "fc2")
+NORMED: tuple[Part, ...] = ("qkv", "fc1")  # what they read, a LayerNorm makes
 _ACTIVATIONS = {"GELU", "QuickGELU"}
 _HAVE_THEM = "CLIP's own transformers: ln_1, attention, ln_2, MLP"
 

@@ -18,7 +18,7 @@ from clipq.export.transform.blocks import PARTS, Block, Part
 
 Key = tuple[str, Part]
 _BUDGET = 256 << 20  # bytes of rows over all layers
-_MOST_ROWS = 4096
+_MOST_ROWS = 1024
 _LEAST_ROWS = 256
 
 
@@ -36,6 +36,15 @@ class Seen:
     rows: Tensor
     lowest: Tensor
     highest: Tensor
+
+    def largest(self, offset: Tensor) -> Tensor:
+        """Return the largest absolute value of each channel over all inputs, minus an offset, float32 ``(channels,)``."""
+        return torch.maximum((self.lowest - offset).abs(), (self.highest - offset).abs())
+
+
+def _empty(size: int, width: int) -> Seen:
+    endless = torch.full((width,), float("inf"))
+    return Seen(torch.zeros(size, width), endless, -endless)
 
 
 class _Sample:
@@ -70,8 +79,9 @@ class _Watch:
         self._blocks = tuple(blocks)
         widths = {(block.name, part): int(block.weight(part).shape[1]) for block in self._blocks for part in PARTS}
         size = max(_LEAST_ROWS, min(_MOST_ROWS, _BUDGET // (4 * sum(widths.values()))))
-        self._sample, self._plan = _Sample(size), tuple[Tensor, Tensor]()
-        self.seen = {key: Seen(torch.zeros(size, w), torch.full((w,), float("inf")), torch.full((w,), -float("inf"))) for key, w in widths.items()}
+        self._sample, self._first = _Sample(size), 0
+        self._plan: tuple[Tensor, ...] = ()
+        self.seen = {key: _empty(size, width) for key, width in widths.items()}
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
@@ -87,9 +97,9 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
-    def start_batch(self) -> None:
-        """Draw new tokens at the first layer that runs."""
-        self._plan = ()
+    def start_batch(self, first: int) -> None:
+        """Draw new tokens at the first layer that runs; ``first`` is the number of the batch's first input."""
+        self._plan, self._first = (), first
 
     def finished(self) -> Mapping[Key, Seen]:
         """Return what was seen, without the places that stayed empty."""
@@ -104,7 +114,11 @@ class _Watch:
             seen = self.seen[key]
             seen.lowest, seen.highest = torch.minimum(seen.lowest, rows.amin(dim=0)), torch.maximum(seen.highest, rows.amax(dim=0))
             if not (seen.lowest.isfinite().all() and seen.highest.isfinite().all()):
-                raise ExportError(f"NaN or infinity in front of {key[0]}:{key[1]}", fix="Check the checkpoint and the calibration inputs.")
+                raise ExportError(
+                    f"NaN or infinity in front of {key[0]}:{key[1]}",
+                    found=f"calibration inputs {self._first} to {self._first + len(inputs[0]) - 1}",
+                    fix="Check the checkpoint and the images.",
+                )
             self._plan = self._plan or self._sample.choose(len(rows))
             places, taken = self._plan
             seen.rows[places] = rows[taken]
@@ -115,7 +129,7 @@ class _Watch:
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:
     """Run calibration inputs through a tower and return what each linear layer of its blocks read, by block and part.
 
-    Memory does not grow with the number of inputs: at most 4,096 rows of each layer are kept, fewer where a tower is large.
+    Memory does not grow with the number of inputs: at most 1,024 rows of each layer are kept, fewer where a tower is large.
 
     Args:
         model: An open_clip model.
@@ -131,7 +145,7 @@ def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable
     count, watch = 0, _Watch(blocks)
     with plain_attention(model), watch.hooks(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for batch in batches:
-            watch.start_batch()
+            watch.start_batch(count)
             encode(torch.from_numpy(batch), normalize=False)
             count += len(batch)
     if not count:

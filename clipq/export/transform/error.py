@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from clipq.export.quantize.ranges import PERCENTILE
+from clipq.export.transform.capture import Seen
 from clipq.methods import Bits
 
 _TINY = float(torch.finfo(torch.float32).tiny)
+Name = TypeVar("Name")
 
 
 def fake_quantized(values: Tensor, clip: Tensor, limit: int) -> Tensor:
@@ -31,18 +34,43 @@ def rounded_weight(weight: Tensor, limit: int) -> Tensor:
 def percentile_of(values: Tensor) -> Tensor:
     """Return the absolute value that 99.99 % of the values stay within, a scalar."""
     flat = values.abs().flatten()
-    return flat.kthvalue(max(1, round(len(flat) * PERCENTILE / 100))).values
+    beyond = len(flat) - max(1, round(len(flat) * PERCENTILE / 100))
+    return flat.topk(beyond + 1).values[-1]
 
 
-def output_error(rows: Tensor, weight: Tensor, clips: Iterable[Tensor], bits: Bits) -> float:
+def output_error(rows: Tensor, weight: Tensor, exact: Tensor, clips: Iterable[Tensor], bits: Bits) -> float:
     """Return the mean squared error of ``rows @ weight.T`` in integers, summed over some clips of the input.
 
     Args:
         rows: Inputs, float32 ``(rows, in)``.
         weight: float32 ``(out, in)``.
+        exact: ``rows @ weight.T``, float32 ``(rows, out)``.
         clips: Scalars; each is one way to choose the range of the input.
         bits: Of input and weight.
     """
-    exact, integers = rows @ weight.T, rounded_weight(weight, bits.weight_limit)
+    integers = rounded_weight(weight, bits.weight_limit)
     found = (fake_quantized(rows, clip, bits.activation_limit) @ integers.T for clip in clips)
     return sum(float((one - exact).square().mean()) for one in found)
+
+
+def best_of(candidates: Mapping[Name, tuple[Tensor, Tensor]], seen: Seen, weight: Tensor, bits: Bits) -> tuple[Name, float]:
+    """Return the best of some ways to shift and scale a layer's input, and its error as a share of the first's.
+
+    The error is that of the output in integers on the sampled rows, once with the range that holds 99.99 % of the input and once with
+    that of the largest value, one added to the other: either way to calibrate is served.
+
+    Args:
+        candidates: Name to offset and scale, each ``(channels,)``: the layer would read ``(x - offset) / scale``. The first is that of
+            the layer as it is.
+        seen: What it read.
+        weight: float32 ``(out, channels)``.
+        bits: Of the engine to be.
+    """
+    errors = {}
+    product = seen.rows @ weight.T
+    for name, (offset, scale) in candidates.items():
+        rows, scaled = (seen.rows - offset) / scale, weight * scale
+        clips = percentile_of(rows), (seen.largest(offset) / scale).max()
+        errors[name] = output_error(rows, scaled, product - weight @ offset, clips, bits)
+    best, first = min(errors, key=lambda name: errors[name]), next(iter(errors.values()))
+    return best, round(errors[best] / first, 6) if first else 1.0

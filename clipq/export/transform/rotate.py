@@ -7,6 +7,7 @@ is centred, which no LayerNorm behind it can tell, and the rotation keeps the me
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from clipq.engines.base import Tower
 from clipq.export.quantize.layers import STREAM_ROTATION
-from clipq.export.transform.blocks import Block, cannot, double, fold_norm, residual_blocks, tower_of, write
+from clipq.export.transform.blocks import NORMED, Block, Part, cannot, double, fold_norm, residual_blocks, tower_of, write
 from clipq.export.transform.hadamard import head_rotation, mean_keeping_rotation
+
+_SCALES: Mapping[Part, str] = {"out_proj": "ls_1", "fc2": "ls_2"}
 
 
 def rotate(model: Any, tower: Tower, model_id: str) -> dict[str, Any]:
@@ -80,11 +83,11 @@ def _norm_and_rotation(norm: Any, into: Tensor) -> Any:
 
 
 def _rotate_block(block: Block, turn: Tensor, into: Tensor) -> None:
-    for part in ("qkv", "fc1"):
+    for part in NORMED:
         weight = block.weight(part)
         fold_norm(block.norm(part), weight, block.bias(part))
         write(weight, double(weight)[0] @ turn.T)
-    for part, scale in (("out_proj", "ls_1"), ("fc2", "ls_2")):
+    for part, scale in _SCALES.items():
         _fold_layer_scale(block, part, scale)
         weight, bias = block.weight(part), block.bias(part)
         write(weight, into @ double(weight)[0])
@@ -92,7 +95,7 @@ def _rotate_block(block: Block, turn: Tensor, into: Tensor) -> None:
     _rotate_heads(block)
 
 
-def _fold_layer_scale(block: Block, part: Any, name: str) -> None:
+def _fold_layer_scale(block: Block, part: Part, name: str) -> None:
     scale = getattr(block.module, name)
     if isinstance(scale, torch.nn.Identity):
         return
@@ -125,8 +128,6 @@ def _rotate_end(own: Any, tower: Tower, turn: Tensor) -> None:
         projection = torch.nn.Parameter(torch.eye(len(turn)), requires_grad=False)
         setattr(own, name, projection)
     if isinstance(projection, torch.nn.Linear):
-        if projection.bias is None:
-            projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features), requires_grad=False)
         fold_norm(norm, projection.weight, projection.bias)
         write(projection.weight, double(projection.weight)[0] @ turn.T)
         return

@@ -6,12 +6,19 @@ A range around zero wastes levels on a channel whose values lie to one side of i
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipq.export.transform.blocks import Block, Part, double, write
+from clipq.export.transform.blocks import PARTS, Block, Part, double, write
+from clipq.export.transform.capture import Key, Seen
+from clipq.export.transform.error import best_of
+from clipq.export.transform.smooth import FOLDABLE, scale_input, scales_of
+from clipq.methods import Bits
+
+_TAIL = 0.001  # share of the rows that the inner middle leaves out at either end
 
 
 class Shifted(torch.nn.Module):
@@ -55,3 +62,51 @@ def _shift_activation(mlp: Any, offset: Tensor) -> None:
         known.offset = Shifted(double(known.offset)[0] + offset).offset
         return
     mlp.gelu = torch.nn.Sequential(OrderedDict([("function", mlp.gelu), ("shift", Shifted(offset))])).eval()
+
+
+def offsets_of(seen: Seen) -> dict[str, Tensor]:
+    """Return ways to centre a layer's input, float32 ``(channels,)``: the first leaves it as it is.
+
+    ``channel``: the middle between the extremes of each channel. ``inner``: the same without the outer 0.1 % of the sampled rows.
+    ``tensor``: one middle for all channels, so that zero stays a number like any other.
+    """
+    middle = (seen.lowest + seen.highest) / 2
+    outer = max(1, round(len(seen.rows) * _TAIL))
+    low = seen.rows.topk(outer, dim=0, largest=False).values[-1]
+    high = seen.rows.topk(outer, dim=0).values[-1]
+    whole = (seen.lowest.min() + seen.highest.max()) / 2
+    return {"none": torch.zeros_like(middle), "channel": middle, "inner": (low + high) / 2, "tensor": whole.expand_as(middle)}
+
+
+def shift(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict[str, Any]:
+    """Centre the input of every linear layer, and balance its channels where a scale can be folded, in place; return what was chosen.
+
+    First the offset and then SmoothQuant's alpha, each the one of least output error in integers (``best_of``). Only ``fc2`` pays for its
+    offset with an operator; a scale there would cost another one and is left out.
+
+    Args:
+        blocks: The blocks.
+        seen: What their layers read.
+        bits: Of the engine to be.
+    """
+    chosen = {}
+    for block in blocks:
+        for part in PARTS:
+            chosen[f"{block.name}:{part}"] = _centre(block, part, seen[block.name, part], bits)
+    operators = sum(name.endswith(":fc2") and one["offset"] != "none" for name, one in chosen.items())
+    return {"bits": str(bits), "layers": chosen, "added_operators": {"Sub": operators}}
+
+
+def _centre(block: Block, part: Part, seen: Seen, bits: Bits) -> dict[str, Any]:
+    weight, offsets = block.weight(part).detach().clone(), offsets_of(seen)
+    ones = torch.ones(weight.shape[1])
+    way, ratio = best_of({way: (offset, ones) for way, offset in offsets.items()}, seen, weight, bits)
+    said: dict[str, Any] = {"offset": way, "error_ratio": ratio}
+    if way != "none":
+        shift_input(block, part, offsets[way])
+    if part in FOLDABLE:
+        scales = scales_of(seen, offsets[way], weight)
+        said["alpha"], gained = best_of({alpha: (offsets[way], scale) for alpha, scale in scales.items()}, seen, weight, bits)
+        said["error_ratio"] = round(ratio * gained, 6)
+        scale_input(block, part, scales[said["alpha"]])
+    return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from clipq.export.transform.blocks import Block, Part, double, write
 from clipq.export.transform.capture import Key, Seen
-from clipq.export.transform.error import output_error, percentile_of
+from clipq.export.transform.error import best_of
 from clipq.methods import Bits
 
 FOLDABLE: tuple[Part, ...] = ("qkv", "out_proj", "fc1")  # fc2 reads an activation function, which no scale passes
@@ -59,31 +60,30 @@ def smoothing_scale(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
     return torch.where(alive, (logs - logs[alive].mean()).exp(), 1.0).clamp(_LEAST, _MOST)
 
 
-def balance(block: Block, part: Part, seen: Seen, bits: Bits) -> dict[str, Any]:
-    """Scale the input of a part with the alpha of least output error, in place; return the alpha and what it gained.
-
-    The error is that of the layer in integers on the sampled rows, with the range that holds 99.99 % of the input and with the largest
-    value, one added to the other, so that either way to calibrate is served. Leaving the layer as it is takes part, as alpha None.
-    """
-    weight = block.weight(part).detach()
-    largest = torch.maximum(seen.highest.abs(), seen.lowest.abs())
-    scales = {None: torch.ones_like(largest), **{alpha: smoothing_scale(largest, weight, alpha) for alpha in ALPHAS}}
-    errors = {alpha: _error(seen, largest, weight, scale, bits) for alpha, scale in scales.items()}
-    best = min(errors, key=lambda alpha: errors[alpha])
-    if best is not None:
-        scale_input(block, part, scales[best])
-    return {"alpha": best, "error_ratio": round(errors[best] / errors[None], 6) if errors[None] else 1.0}
+def scales_of(seen: Seen, offset: Tensor, weight: Tensor) -> dict[float | None, Tensor]:
+    """Return the scales of each alpha for inputs minus an offset; None leaves the channels as they are."""
+    largest = seen.largest(offset)
+    return {None: torch.ones_like(largest), **{alpha: smoothing_scale(largest, weight, alpha) for alpha in ALPHAS}}
 
 
-def _error(seen: Seen, largest: Tensor, weight: Tensor, scale: Tensor, bits: Bits) -> float:
-    rows = seen.rows / scale
-    return output_error(rows, weight * scale, (percentile_of(rows), (largest / scale).max()), bits)
-
-
-def smooth(blocks: tuple[Block, ...], seen: dict[Key, Seen], bits: Bits) -> dict[str, Any]:
+def smooth(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict[str, Any]:
     """Balance every layer of a tower whose input a scale can be folded into, in place; return what was chosen, by layer.
 
+    Alpha is that of least output error of the layer in integers (``best_of``); leaving a layer as it is takes part, as alpha None.
     What reads the activation function (``fc2``) stays as it is: a scale does not pass a GELU.
+
+    Args:
+        blocks: The blocks.
+        seen: What their layers read.
+        bits: Of the engine to be.
     """
-    chosen = {f"{block.name}:{part}": balance(block, part, seen[block.name, part], bits) for block in blocks for part in FOLDABLE}
+    chosen = {}
+    for block in blocks:
+        for part in FOLDABLE:
+            one, weight = seen[block.name, part], block.weight(part).detach()
+            none = torch.zeros(weight.shape[1])
+            scales = scales_of(one, none, weight)
+            alpha, ratio = best_of({alpha: (none, scale) for alpha, scale in scales.items()}, one, weight, bits)
+            scale_input(block, part, scales[alpha])
+            chosen[f"{block.name}:{part}"] = {"alpha": alpha, "error_ratio": ratio}
     return {"bits": str(bits), "layers": chosen}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,17 @@ import numpy.typing as npt
 from clipq.engines.base import Tower
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.errors import unknown_name
-from clipq.export.transform.blocks import tower_of
+from clipq.export.transform.blocks import residual_blocks, tower_of
+from clipq.export.transform.capture import capture
 from clipq.export.transform.rotate import rotate
-from clipq.methods import BITS
+from clipq.export.transform.shift import shift
+from clipq.export.transform.smooth import smooth
+from clipq.methods import METHODS, W8A8, Bits
 
+_FOR_BITS: Mapping[str, Bits] = {
+    "shift": W8A8,  # one graph for all bits
+    **{f"{name.lower()}-smoothquant": bits for name, bits in METHODS["smoothquant"].bits.items()},
+}
 Inputs = Callable[[], Iterator[npt.NDArray[Any]]]
 
 
@@ -33,10 +40,16 @@ def transform_tower(checkpoint: Checkpoint, tower: Tower, name: str, inputs: Inp
         DataError: There are no calibration inputs.
         UsageError: There is no such transform.
     """
-    changed = replace(checkpoint, model=copy_for(checkpoint.model, tower))
+    if name not in _FOR_BITS and name != "rotation":
+        raise unknown_name("transform", name, ["rotation", *_FOR_BITS])
+    model, kind = copy_for(checkpoint.model, tower), name.rpartition("-")[2]
+    blocks = residual_blocks(model, tower, checkpoint.model_id, kind)
     if name == "rotation":
-        return changed, {"transform": name, **rotate(changed.model, tower, checkpoint.model_id)}
-    raise unknown_name("transform", name, ["rotation", "shift", *(f"{bits.lower()}-smoothquant" for bits in BITS)])
+        said = rotate(model, tower, checkpoint.model_id)
+    else:
+        seen = capture(model, tower, blocks, inputs())
+        said = (shift if kind == "shift" else smooth)(blocks, seen, _FOR_BITS[name])
+    return replace(checkpoint, model=model), {"transform": kind, **said}
 
 
 def copy_for(model: Any, tower: Tower) -> Any:
