@@ -77,6 +77,9 @@ def test_the_table_has_a_row_for_each_saved_state(bundle: Bundle) -> None:
     assert said["parity_torch"]["agreement"] == 1
     assert said["parity_torch"]["cosine"] > 0.9999
     assert said["scheme"].startswith("W8A8 QDQ")
+    assert "images" not in said, "nothing was calibrated"
+    assert len(said["ranges"]) == 8
+    assert all(list(known) == ["clip"] for known in said["ranges"].values())
 
 
 def test_the_engine_runs_and_is_near_fp32(bundle: Bundle) -> None:

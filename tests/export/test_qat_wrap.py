@@ -119,7 +119,6 @@ def test_kept_nodes_stay_fp32(checkpoint: Checkpoint, tmp_path: Path) -> None:
     _, said = _write(checkpoint, wrapped, "W8A8", "fp16", tmp_path)
     assert said["fp32"][kept] == UNTRAINED
     assert kept not in said["quantized"]
-    assert all("largest" not in known for known in said["ranges"].values()), "nobody observed anything"
 
 
 def test_a_graph_with_another_weight_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -158,7 +158,13 @@ def _write_graph(task: Task, wrapped: Wrapped, known: Taught, target: Path) -> d
         learned, untrained = known.learned(observed)
         keep = {**untrained, **task.keep}
         scheme = Scheme("minmax", task.bits, learned=learned)
-        return write_scheme(observed, target, scheme, mha=task.recipe.mha, keep=keep)
+        said = write_scheme(observed, target, scheme, mha=task.recipe.mha, keep=keep)
+    # Nobody observed largest values, and no image was calibrated with: what is known is what was learned.
+    return {**{name: value for name, value in said.items() if name != "images"}, "ranges": _clips(said["ranges"])}
+
+
+def _clips(ranges: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: {"clip": known["clip"]} for name, known in ranges.items()}
 
 
 def _outputs(wrapped: Wrapped, inputs: Tensor) -> npt.NDArray[np.float32]:

@@ -75,8 +75,7 @@ def write_scheme(
         del model
         assert_qdq_portable(folder / target.name)
         publish(folder / target.name, target)
-    learned = scheme.learned.clips
-    ranges = {name: {**({} if name in learned else {"largest": largest_of(observed, name)}), "clip": clip} for name, clip in clips.items()}
+    ranges = {name: {"largest": largest_of(observed, name), "clip": clip} for name, clip in clips.items()}
     counted = {**facts(scheme.words, "int8", selection.operators, selection.fp32), **sizes(observed.source_bytes, target)}
     return {**counted, **said, "ranges": ranges}
 
