@@ -60,6 +60,7 @@ class EngineEntry:
             still to be built on the target.
         quantized: The towers that are quantized.
         graphs: Tower name to the portable graph that a plan is built from; empty where the graph itself runs.
+        simulated: Integers of fewer than 8 bits, computed in INT8: answers are those of the fewer bits, speed and size are not.
     """
 
     runtime: str
@@ -68,6 +69,7 @@ class EngineEntry:
     towers: Mapping[str, str] = field(default_factory=dict)
     quantized: tuple[str, ...] = ()
     graphs: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

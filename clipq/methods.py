@@ -92,7 +92,7 @@ class Method:
     def runtimes(self) -> str:
         """What executes its graphs."""
         if self.family == "weight-only":
-            return "ONNX Runtime"
+            return "ONNX Runtime on the CPU (MatMulNBits)"
         return "ONNX Runtime; TensorRT and TensorRT-RTX at W8A8"
 
 

@@ -100,7 +100,8 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
     if quantized:
         stages += _quantized(quantized)
     else:
-        left_out["quantization"] = f"nothing of {engine_id} is quantized"
+        weights = changed and kind.precision.endswith("-weights")
+        left_out["quantization"] = f"{'weights alone' if weights else 'nothing'} of {engine_id} {'are' if weights else 'is'} quantized"
     before = stages if quantized else [stage for stage in stages if stage.part]
     integers = bool(quantized) and (kind.runtime, kind.provider) == ("onnxruntime", CPU)
     change = f"the deployed file on its runtime, {'integer kernels with exact products' if integers else 'as clipq opens it'}"

@@ -60,23 +60,29 @@ def table(record: dict[str, Any]) -> str:
     """Return one line per engine and scenario, with a note on how it was measured."""
     from clipq.evaluate.report.format import quantity
 
-    lines = [f"{'engine':<18}{'scenario':<19}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
+    width = max(18, *(len(engine_id) + 2 for engine_id in record["bench"]))
+    lines = [f"{'engine':<{width}}{'scenario':<19}{'p50':>10}{'p90':>10}{'p99':>10}{'images/s':>10}{'n':>6}"]
     for engine_id, scenarios in record["bench"].items():
         for name, values in scenarios.items():
             if name == "artefact":
                 continue
             times = "".join(f"{quantity(values[key], 'seconds'):>10}" for key in ("p50_s", "p90_s", "p99_s"))
-            lines.append(f"{engine_id:<18}{name:<19}{times}{values['images_per_s']:>10.1f}{values['n']:>6}")
-    lines += ["", f"{'engine':<18}{'size':>10}{'load':>10}{'peak memory':>14}"]
+            lines.append(f"{engine_id:<{width}}{name:<19}{times}{values['images_per_s']:>10.1f}{values['n']:>6}")
+    lines += ["", f"{'engine':<{width}}{'size':>10}{'load':>10}{'peak memory':>14}"]
     for engine_id, scenarios in record["bench"].items():
         facts = scenarios["artefact"]
         sizes = f"{quantity(facts['size_bytes'], 'bytes'):>10}{quantity(facts['load_s'], 'seconds'):>10}"
-        lines.append(f"{engine_id:<18}{sizes}{quantity(facts['peak_rss_bytes'], 'bytes'):>14}")
+        lines.append(f"{engine_id:<{width}}{sizes}{quantity(facts['peak_rss_bytes'], 'bytes'):>14}")
     return "\n".join([*lines, "", *_notes(record)])
 
 
 def _notes(record: dict[str, Any]) -> list[str]:
+    from clipq.engines.table import ENGINES
+
     notes = [f"{record['threads']} threads, engines interleaved; a percentile without enough calls is left out"]
     if any(name.endswith("-device") for scenarios in record["bench"].values() for name in scenarios):
         notes.append("-device: by events on the device, without copies; the others by the wall clock, memory to memory")
+    simulated = [engine_id for engine_id in record["bench"] if engine_id in ENGINES and ENGINES[engine_id].simulated]
+    if simulated:
+        notes.append(f"{', '.join(simulated)}: computed in INT8, so speed and size are those of INT8")
     return notes

@@ -23,7 +23,8 @@ class RanLayer:
         name: The runtime's own name of it.
         kind: ``product`` (matrix product), ``convolution``, ``attention`` (a fused one), ``reformat`` (copies, casts and changes of
             layout or scale that compute nothing), ...
-        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``, or ``unknown`` where the runtime does not tell.
+        precision: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``; ``int8-weights`` or ``int4-weights`` where a kernel reads
+            such weights and computes in floating point; or ``unknown`` where the runtime does not tell.
         multiply_adds: Of one image or text; 0 where it has none or the runtime does not tell.
         provider: Where it ran, e.g. ``CPUExecutionProvider``.
     """

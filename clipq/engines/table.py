@@ -29,6 +29,7 @@ class Kind:
             weights are quantized ``int8-weights`` or ``int4-weights``.
         graph: Kind of the portable graph of those towers, ``towers/<tower>.<graph>.onnx``; empty for torch.
         graph_tensorrt8: The graph that TensorRT 8 takes instead: it reads no opset above 17. Empty when it is the same one.
+        simulated: The integers have fewer than 8 bits, and INT8 kernels compute with them: see ``clipq.methods``.
     """
 
     loader: str
@@ -37,6 +38,7 @@ class Kind:
     precision: str
     graph: str
     graph_tensorrt8: str = ""
+    simulated: bool = False
 
     @property
     def planned(self) -> bool:
@@ -61,7 +63,7 @@ def _by_method() -> dict[str, Kind]:
         assert found is not None
         method, bits = found
         precision = f"int{bits.weights}-weights" if method.family == "weight-only" else "int8"
-        kinds[engine_id] = Kind(_ORT, "onnxruntime", _CPU, precision, engine_id.removeprefix("ort-"))
+        kinds[engine_id] = Kind(_ORT, "onnxruntime", _CPU, precision, engine_id.removeprefix("ort-"), simulated=bits.simulated)
     for name, runtime in (("trt", "tensorrt"), ("trtrtx", "tensorrt-rtx")):
         for method in METHODS.values():
             if str(W8A8) in method.bits:
@@ -115,12 +117,12 @@ def checked_entry(bundle: Bundle, engine_id: str) -> EngineEntry:
 
     Raises:
         UsageError: The id is unknown to this tool or to the bundle.
-        RefusedError: Runtime, provider, precision or graphs are not those of the id.
+        RefusedError: Runtime, provider, precision, graphs, or whether it is simulated, are not those of the id.
     """
     if engine_id not in ENGINES:
         raise unknown_name("engine", engine_id, ENGINES)
     entry, kind = bundle.engine(engine_id), ENGINES[engine_id]
-    found, expected = (entry.runtime, entry.provider, entry.precision), (kind.runtime, kind.provider, kind.precision)
+    found, expected = ((one.runtime, one.provider, one.precision, *(["simulated"] if one.simulated else [])) for one in (entry, kind))
     if found != expected:
         raise RefusedError(
             f"the manifest of {bundle.folder} says of {engine_id} what its name does not",

@@ -23,9 +23,12 @@ def dominated_by(report: Mapping[str, Any], engine: str, failed: Iterable[str] =
     This engine must not be more reliable: better beyond noise in no accuracy, ECE or AUROC of MCM. Then it is dominated by one that is
     faster in one scenario, slower in none and not larger; and by one of higher precision, where it is not faster at the largest batch
     they share. Noise of a figure is the wider of the two engines' half intervals of its difference to the baseline; that of a latency
-    is 5 %. An engine in ``failed`` dominates nobody.
+    is 5 %. An engine in ``failed`` dominates nobody. A simulated engine neither dominates nor is dominated: its speed is not its own.
     """
-    others = [other for other in report["engines"] if other != engine and other not in set(failed)]
+    simulated = {name for name, entry in report["engines"].items() if entry.get("simulated")}
+    if engine in simulated:
+        return None
+    others = [other for other in report["engines"] if other != engine and other not in {*failed, *simulated}]
     stronger = [other for other in others if _beats(report, other, engine) or _outranks(report, other, engine)]
     return min(stronger, key=lambda other: min(_times(report, other).values()), default=None)
 

@@ -18,7 +18,7 @@ from clipq.engines.table import open_engine
 from clipq.errors import EngineError
 from clipq.progress import bar, note
 
-QUANTIZED = ("int8", "fp8")
+QUANTIZED = ("int8", "fp8", "int8-weights", "int4-weights")
 _FELL_BACK, _WHOLE = 0.5, 0.95  # of the multiply-adds that the graph quantizes: below, it fell back; from here on, it is whole
 _WAYS_TO_TELL = {
     "onnxruntime": "Use the trt-* engine of this precision, whose layers can be inspected.",

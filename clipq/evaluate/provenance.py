@@ -82,6 +82,7 @@ def describe_engine(bundle: Bundle, engine_id: str) -> dict[str, Any]:
         "precision": entry.precision,
         "size_bytes": engine_bytes(bundle, engine_id),
         "quantized": list(entry.quantized),
+        **({"simulated": True} if entry.simulated else {}),
     }
 
 

@@ -36,6 +36,7 @@ def write_description(folder: Path, stages: Stages, engine_id: str, entry: Engin
         "towers": dict(entry.towers),
         "graphs_of_plans": dict(entry.graphs),
         "quantized": list(entry.quantized),
+        **({"simulated": True} if entry.simulated else {}),
         **({"session": entries} if (entries := session_entries(entry)) else {}),
         **said,
     }

@@ -18,7 +18,7 @@ from clipq.export.work import asked_of, work_of
 from clipq.recipe import Recipe
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
-QUANTIZED = frozenset({"int8", "fp8"})  # the other precisions only round
+QUANTIZED = frozenset({"int8", "fp8", "int8-weights", "int4-weights"})  # the other precisions only round
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class EngineBuilder:
         graphs = {str(tower): graph_name(tower, graph) for tower, graph in kinds.items()}
         quantized = tuple(tower for tower in TOWERS if tower in self.recipe.towers) if kind.precision in QUANTIZED else ()
         said: dict[str, Any] = {"graphs": known, **self._work(graphs)}
-        entry = EngineEntry(kind.runtime, kind.provider, kind.precision, graphs, quantized)
+        entry = EngineEntry(kind.runtime, kind.provider, kind.precision, graphs, quantized, simulated=kind.simulated)
         if not kind.planned:
             return entry, said
         plans: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ class GraphMaker:
         if method.family == "qat":
             return self._by_training(tower, method, bits, target)
         scheme = scheme_of(method, bits, self.recipe.calib_method)
-        return write_scheme(self.observed(tower, source), target, scheme, mha=self.recipe.mha, keep=self.keep.get(tower, {}))
+        keep, inputs = self.keep.get(tower, {}), partial(self._inputs, tower)
+        return write_scheme(self.observed(tower, source), target, scheme, mha=self.recipe.mha, keep=keep, inputs=inputs)
 
     def _by_training(self, tower: Tower, method: Method, bits: Bits, target: Path) -> dict[str, Any]:
         """Train the tower with quantization and write its graph."""

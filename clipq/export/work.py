@@ -37,6 +37,7 @@ _PRECISIONS: Mapping[int, str] = {
     TensorProto.FLOAT8E5M2: "fp8",
 }
 _QUANTIZED = ("int8", "fp8")
+_PACKED: Mapping[int, str] = {TensorProto.UINT8: "int8-weights", TensorProto.UINT4: "int4-weights"}  # weights in blocks
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # what may stand between DequantizeLinear and its reader
 _LEFT_ALONE = (*_PRODUCTS, *_CONVOLUTIONS, "QuantizeLinear", "DequantizeLinear")  # never computed as part of a shape
 _SHAPE_VALUES = 1024  # constants of up to so many values may be shapes, or part of computing one
@@ -53,7 +54,10 @@ def work_of(graph: Path) -> dict[str, int]:
 
 
 def asked_of(graph: Path) -> dict[str, int]:
-    """Return precision -> multiply-adds of one sample: ``int8`` and ``fp8`` where both inputs are dequantized, else the inputs' type.
+    """Return precision -> multiply-adds of one sample.
+
+    ``int8`` and ``fp8`` where both inputs are dequantized, ``int8-weights`` and ``int4-weights`` where the weight alone is, in blocks,
+    else the inputs' type.
 
     Raises:
         ExportError: The graph cannot be read, or a shape in it is not known for one sample.
@@ -96,11 +100,20 @@ class _Shaped:
         return [size for size in known if size is not None]
 
     def precision(self, node: NodeProto) -> str:
-        """Return the precision a node asks for; weights alone in INT8 are computed with in the type of the activation."""
+        """Return the precision a node asks for; whole weights alone in INT8 are computed with in the type of the activation."""
         stored = {self._stored(name) for name in node.input[:2]}
         if len(stored) == 1 and stored <= set(_QUANTIZED):
             return stored.pop()
+        if (packed := self._packed(node.input[1])) is not None:
+            return packed
         return _PRECISIONS.get(self.types.get(node.input[0], 0), "unknown")
+
+    def _packed(self, tensor: str) -> str | None:
+        """Return the precision of a product with a weight in blocks, or None."""
+        producer = self.producers.get(tensor)
+        if producer is None or producer.op_type != "DequantizeLinear" or not any(a.name == "block_size" for a in producer.attribute):
+            return None
+        return _PACKED.get(self.types.get(producer.input[0], 0))
 
     def _stored(self, tensor: str) -> str:
         """Return the type in which a tensor is stored: that in front of its DequantizeLinear, or its own."""

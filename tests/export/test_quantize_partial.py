@@ -17,8 +17,10 @@ from clipq.export.quantize.fp8 import write_fp8
 from clipq.export.quantize.graph import open_on_cpu, scratch_folder
 from clipq.export.quantize.observe import observe
 from clipq.export.quantize.partial import simulated, without_activation_quantization, without_quantization, without_weight_quantization
-from clipq.export.quantize.static import quantize_static
+from clipq.export.quantize.scheme import Scheme
+from clipq.export.quantize.static import quantize_static, write_scheme
 from clipq.export.typed.half import to_half
+from clipq.methods import BITS
 
 Array = np.ndarray
 WEIGHT = np.array([[1.0, -0.5], [0.25, 2.0], [-1.5, 0.75]], np.float32)
@@ -146,3 +148,14 @@ def test_what_cannot_be_taken_apart_is_told(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"layer of .* cannot be spelled out"):
         simulated(_write(tmp_path / "i.onnx", nodes, {"w": np.ones((3, 2), np.int8)}), tmp_path / "s.onnx")
     assert not (tmp_path / "s.onnx").exists()
+
+
+@pytest.mark.parametrize("bits", ["W4A4", "W6A6"])
+def test_fewer_bits_lose_their_clips_too(towers: Callable[[str, str], Path], bits: str, tmp_path: Path) -> None:
+    """Below 8 bits a Clip stands before each Q; a graph without quantization is the FP32 graph, far beyond the calibrated range too."""
+    source = towers("vit", "image")
+    inputs = inputs_of(source, 4)
+    write_scheme(observe(source, [0.1 * inputs], tmp_path), tmp_path / "q.onnx", Scheme("minmax", BITS[bits]))
+    without_quantization(tmp_path / "q.onnx", tmp_path / "n.onnx", source)
+    assert not any(node.op_type == "Clip" for node in onnx.load(str(tmp_path / "n.onnx")).graph.node)
+    np.testing.assert_allclose(embed(tmp_path / "n.onnx", inputs), embed(source, inputs), rtol=1e-4, atol=1e-4)

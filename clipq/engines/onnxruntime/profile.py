@@ -63,6 +63,7 @@ _PRECISIONS = {
     "float8e4m3fn": "fp8",
     "float8e5m2": "fp8",
 }
+_PACKED = "MatMulNBits"  # FP32 products that read packed weights
 _SWALLOWED = "TRTKernel"  # a whole subgraph that the TensorRT provider compiled; nothing is told of its inside
 _SUFFIX = "_kernel_time"
 _Shapes = Sequence[Sequence[int]]
@@ -99,9 +100,24 @@ def _layer(name: str, args: Mapping[str, Any], work: Mapping[str, int]) -> RanLa
     types, shapes = _tensors(args.get("input_type_shape", []))
     _, outputs = _tensors(args.get("output_type_shape", []))
     precision = "int8" if op_type in _INT8 else _PRECISIONS.get(types[0], UNKNOWN) if types else UNKNOWN
+    if op_type == _PACKED:
+        precision = _packed_weights(types, shapes)
     if kind not in COMPUTING or not shapes or not outputs:
         return RanLayer(name, kind, precision, 0, provider)
     return RanLayer(name, kind, precision, _multiply_adds(op_type, shapes, outputs[0]) or work_of_name(name, work), provider)
+
+
+def _packed_weights(types: Sequence[str], shapes: _Shapes) -> str:
+    """Return the bits of packed weights: zero points are packed like them, one per scale, and stay visible where weights do not.
+
+    >>> _packed_weights(["float", "float", "uint8"], [[1, 50, 768], [24, 96], [12, 96]])
+    'int4-weights'
+    """
+    scales = [math.prod(shape) for kind, shape in zip(types[1:], shapes[1:], strict=False) if kind == "float"]
+    packed = [math.prod(shape) for kind, shape in zip(types[1:], shapes[1:], strict=False) if kind == "uint8"]
+    if not scales or not packed:
+        return UNKNOWN
+    return "int8-weights" if packed[-1] >= scales[0] else "int4-weights"
 
 
 def _multiply_adds(op_type: str, inputs: _Shapes, output: Sequence[int]) -> int:

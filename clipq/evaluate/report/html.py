@@ -109,8 +109,9 @@ def _histograms(report: Mapping[str, Any], rows: Groups) -> list[tuple[str, list
 
 
 def _tradeoff(report: Mapping[str, Any]) -> list[Markup]:
-    """Return accuracy and ECE over latency at batch 1, averaged over the clean data sets; nothing without latency."""
-    timed = {e: values["image-b1"]["p50_s"] for e, values in report["bench"].items() if "image-b1" in values}
+    """Return accuracy and ECE over latency at batch 1, averaged over the clean data sets; nothing without a latency of their own."""
+    simulated = {engine for engine, entry in report["engines"].items() if entry.get("simulated")}
+    timed = {e: values["image-b1"]["p50_s"] for e, values in report["bench"].items() if "image-b1" in values and e not in simulated}
     clean = [data for data in tables.labelled(report) if axis_of(data) is None] or tables.labelled(report)
     points = []
     for engine, seconds in timed.items():

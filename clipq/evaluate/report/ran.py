@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipq.evaluate.report.format import MISSING, quantity
-from clipq.evaluate.report.tables import Cell, Table
+from clipq.evaluate.report.tables import Cell, Table, simulated_note
 
 _COLUMNS: Mapping[str, str] = {
     "Asked for": "Share of the multiply-adds that the graph asks for in the engine's precision; the rest stays wider on purpose.",
@@ -37,8 +37,10 @@ def ran_table(report: Mapping[str, Any]) -> Table | None:
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """Return what has to be said of single engines: fallbacks that were allowed, and shares below what was asked for."""
-    return [str(layers["note"]) for entry in report["engines"].values() if (layers := proof_of(entry)) and layers.get("note")]
+    """Return what has to be said of single engines: fallbacks that were allowed, shares below what was asked for, simulated bits."""
+    said = [str(layers["note"]) for entry in report["engines"].values() if (layers := proof_of(entry)) and layers.get("note")]
+    simulated = simulated_note(report, report["engines"])
+    return [*said, simulated] if simulated else said
 
 
 def in_words(entry: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -159,9 +159,16 @@ def bench_tables(report: Mapping[str, Any]) -> list[Table]:
             if name == "artefact"
             else f"Images at once: {measured[0][1]['batch']}" + (", on the device alone" if name.endswith("-device") else "")
         )
-        note = "" if name == "artefact" else _bench_note([values for _, values in measured])
+        runs = "" if name == "artefact" else _bench_note([values for _, values in measured])
+        note = " ".join(filter(None, (runs, simulated_note(report, [engine for engine, _ in measured]))))
         found.append(Table(title, [BENCH[key].label for key in keys], rows, [BENCH[key].meaning for key in keys], note))
     return found
+
+
+def simulated_note(report: Mapping[str, Any], engines: Iterable[str]) -> str:
+    """Return in a sentence which of these engines have INT8's speed and size, not those of their bits; nothing where there is none."""
+    names = [name for name in engines if report["engines"].get(name, {}).get("simulated")]
+    return f"{', '.join(names)}: computed in INT8, so speed and size are those of INT8." if names else ""
 
 
 def _bench_cell(report: Mapping[str, Any], engine: str, scenario: str, key: str) -> Cell:

@@ -100,17 +100,16 @@ def _worst(found: Mapping[str, Mapping[str, Any]], kind: Quantity) -> list[tuple
 def _speed(report: Mapping[str, Any], engine: str) -> list[tuple[str, str, str]]:
     ours, base = report["bench"].get(engine, {}), report["bench"].get(report["baseline"], {})
     figures = []
+    of_int8 = " of INT8" if report["engines"].get(engine, {}).get("simulated") else ""
     for name in ours:
         if name != "artefact" and name in base:
-            batch = ours[name]["batch"]
-            figures.append(
-                (f"Speed, batch {batch}", ratio(base[name]["p50_s"] / ours[name]["p50_s"]), f"{quantity(ours[name]['p50_s'], 'seconds')}")
-            )
+            label, seconds = f"Speed{of_int8}, batch {ours[name]['batch']}", ours[name]["p50_s"]
+            figures.append((label, ratio(base[name]["p50_s"] / seconds), f"{quantity(seconds, 'seconds')}"))
     size, base_size = tables.size_bytes(report, engine), tables.size_bytes(report, report["baseline"])
     if size and base_size:
-        figures.append(("Size", ratio(size / base_size), quantity(size, "bytes")))
+        figures.append((f"Size{of_int8}", ratio(size / base_size), quantity(size, "bytes")))
     elif size:
-        figures.append(("Size", quantity(size, "bytes"), ""))
+        figures.append((f"Size{of_int8}", quantity(size, "bytes"), ""))
     return figures
 
 
@@ -138,7 +137,8 @@ def who_may_ship(report: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
         return "No engine is shown to be fit to ship." if "not shown" in outcomes.values() else "No engine may ship."
     open_cases = sum(outcome == "not shown" for outcome in outcomes.values())
     text = f"{len(ready)} of {len(outcomes)} engines may ship" + (f", {open_cases} not shown." if open_cases else ".")
-    times = {e: report["bench"].get(e, {}).get("image-b1", {}).get("p50_s") for e in ready}
+    own = [engine for engine in ready if not report["engines"].get(engine, {}).get("simulated")]  # the others run at INT8's speed
+    times = {e: report["bench"].get(e, {}).get("image-b1", {}).get("p50_s") for e in own}
     timed = {e: t for e, t in times.items() if t}
     return text + (f" The fastest that may is {min(timed, key=lambda e: timed[e])}." if timed else "")
 
@@ -212,12 +212,23 @@ def engine_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 engine,
                 ". ".join(
                     part
-                    for part in (_arm(entry), f"{entry['runtime']}, {entry['provider']}, {entry['precision']}", in_words(entry), files)
+                    for part in (
+                        _arm(entry),
+                        f"{entry['runtime']}, {entry['provider']}, {entry['precision']}",
+                        _simulated(entry),
+                        in_words(entry),
+                        files,
+                    )
                     if part
                 ),
             )
         )
     return found
+
+
+def _simulated(entry: Mapping[str, Any]) -> str:
+    """Return that an engine computes in more bits than it stands for, or nothing."""
+    return "Simulated: fewer than 8 bits, computed in INT8; speed and size are those of INT8" if entry.get("simulated") else ""
 
 
 def _arm(entry: Mapping[str, Any]) -> str:

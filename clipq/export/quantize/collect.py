@@ -40,7 +40,7 @@ def collect(graph: Path, batches: Iterable[npt.NDArray[Any]]) -> tuple[dict[str,
     name = session.get_inputs()[0].name
     histograms = {output.name: Histogram() for output in session.get_outputs()}
     images = 0
-    for chunk in _regroup(batches):
+    for chunk in regroup(batches):
         for (tensor, histogram), values in zip(histograms.items(), session.run(None, {name: chunk}), strict=True):
             _add(histogram, tensor, values, images)
         images += len(chunk)
@@ -57,7 +57,8 @@ def _add(histogram: Histogram, tensor: str, values: npt.NDArray[np.float32], ima
         raise ExportError(f"NaN or infinity in {tensor}", found=where, fix="Check the checkpoint and the images.") from error
 
 
-def _regroup(batches: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+def regroup(batches: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Yield the same images in runs of ``CHUNK``, the last one shorter."""
     held: npt.NDArray[Any] | None = None
     for batch in batches:
         held = batch if held is None else np.concatenate([held, batch])

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from clipq.errors import ExportError
 from clipq.export.quantize.graph import add_initializer, constants, load_graph, publish, replace_nodes, save_graph, scratch_folder
 from clipq.export.quantize.layers import split_gemms
+from clipq.export.quantize.qdq import CLIP
 from clipq.export.typed.rounded import widen
 
 Float32 = npt.NDArray[np.float32]
@@ -146,13 +147,15 @@ def _product(node: NodeProto, result: str, scales: tuple[str, str], fixed: Mappi
 
 
 def _take_out_pairs(model: ModelProto) -> None:
-    """Let every reader of a dequantized activation read the activation itself."""
+    """Let every reader of a dequantized activation read the activation itself, without the Clip of fewer than 8 bits."""
     producers = {name: node for node in model.graph.node for name in node.output}
     plain: dict[str, str] = {}
     for node in model.graph.node:
         quantize = producers.get(node.input[0]) if node.op_type == _DEQUANTIZE else None
         if quantize is not None and quantize.op_type in _QUANTIZE:
-            plain[node.output[0]] = plain.get(quantize.input[0], quantize.input[0])
+            clip = producers.get(quantize.input[0])
+            own = clip.input[0] if clip is not None and clip.name.endswith(CLIP) else quantize.input[0]
+            plain[node.output[0]] = plain.get(own, own)
         for index, name in enumerate(node.input):
             node.input[index] = plain.get(name, name)
     replace_nodes(model, list(model.graph.node))

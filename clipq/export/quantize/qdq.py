@@ -15,6 +15,7 @@ from clipq.export.quantize.layers import Layer
 from clipq.export.quantize.observe import Observed
 from clipq.export.quantize.selection import Selection
 
+CLIP = ".clip"  # what the name of a Clip in front of Q ends in
 Weight = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]
 
 
@@ -26,7 +27,8 @@ class Form:
         name: What the names of its tensors end in.
         dtype: Its numpy type.
         weight: A layer's quantized weight with its scale or scales.
-        limit: Largest number of an activation where that is less than the type holds: values are clipped to it before Q. 0: no clipping.
+        limit: Largest number of a layer's or product's input where that is less than the type holds: values are clipped to it before Q.
+            0: no clipping. Results of convolutions use the whole type: their Q/DQ are there for ONNX Runtime's kernels, not for the bits.
     """
 
     name: str
@@ -35,7 +37,10 @@ class Form:
     limit: int = 0
 
 
-def quantized_model(observed: Observed, selection: Selection, form: Form, scales: Mapping[str, npt.NDArray[np.float32]]) -> ModelProto:
+Scales = Mapping[str, npt.NDArray[np.float32]]
+
+
+def quantized_model(observed: Observed, selection: Selection, form: Form, scales: Scales, results: Scales | None = None) -> ModelProto:
     """Return the graph with DQ before each quantized weight and Q/DQ before each quantized input of a node.
 
     Every quantized reader of a tensor has a Q/DQ with constants of its own, all of the same scale: ONNX Runtime turns signed
@@ -48,29 +53,31 @@ def quantized_model(observed: Observed, selection: Selection, form: Form, scales
         selection: What is quantized of it.
         form: The number format.
         scales: The scale, a scalar, of each tensor that is read quantized.
+        results: That of each result of a convolution for all its other readers; without it they are in ``scales``.
     """
     model = ModelProto()
     model.CopyFrom(observed.skeleton)
-    nodes = list(_nodes(model, selection, form, scales))
+    nodes = list(_nodes(model, selection, form, scales, scales if results is None else results))
     replace_nodes(model, nodes)
     _add_weights(model, observed)
     return model
 
 
-def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[NodeProto]:
+def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Scales, results: Scales) -> Iterator[NodeProto]:
     layers = {layer.name: layer for layer in selection.layers}
     products = {product.name for product in selection.products}
-    results = {layer.result for layer in selection.layers if layer.operator == "Conv"}
+    convolved = {layer.result for layer in selection.layers if layer.operator == "Conv"}
     pairs: dict[str, list[str]] = {}
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             reads_quantized = node.name in products or (node.name in layers and index == 0)
-            if not (reads_quantized or name in results):
+            if not (reads_quantized or name in convolved):
                 continue
             known, reader = pairs.setdefault(name, []), node.name if reads_quantized else ""
             if reader not in known:
                 known.append(reader)
-                yield from _pair(model, name, known.index(reader), scales[name], form)
+                scale, limit = (scales[name], form.limit) if reads_quantized else (results[name], 0)
+                yield from _pair(model, name, known.index(reader), scale, form, limit=limit)
             node.input[index] = f"{_numbered(name, known.index(reader))}.dequantized"
         if node.name in layers:
             yield _weight_node(model, layers[node.name], form)
@@ -78,22 +85,17 @@ def _nodes(model: ModelProto, selection: Selection, form: Form, scales: Mapping[
         yield node
 
 
-def _pair(model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form) -> list[NodeProto]:
+def _pair(  # noqa: PLR0913 - what stands in it, and where
+    model: ModelProto, tensor: str, number: int, scale: npt.NDArray[np.float32], form: Form, *, limit: int
+) -> Iterator[NodeProto]:
     name = _numbered(tensor, number)
-    if form.limit and form.limit < np.iinfo(form.dtype).max:
-        ends = [
-            add_initializer(model, f"{name}.{end}", np.float32(sign * form.limit) * scale) for end, sign in (("least", -1), ("most", 1))
-        ]
-        clip = [helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], name=f"{name}.clip")]
+    if limit and limit < np.iinfo(form.dtype).max:
+        ends = [add_initializer(model, f"{name}.{end}", np.float32(sign * limit) * scale) for end, sign in (("least", -1), ("most", 1))]
+        yield helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], name=f"{name}{CLIP}")
         tensor = f"{name}.clipped"
-    else:
-        clip = []
     grid = [add_initializer(model, f"{name}.scale", scale), add_initializer(model, f"{name}.zero_point", np.zeros((), form.dtype))]
-    return [
-        *clip,
-        helper.make_node("QuantizeLinear", [tensor, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize"),
-        helper.make_node("DequantizeLinear", [f"{name}.{form.name}", *grid], [f"{name}.dequantized"], name=f"{name}.dequantize"),
-    ]
+    yield helper.make_node("QuantizeLinear", [tensor, *grid], [f"{name}.{form.name}"], name=f"{name}.quantize")
+    yield helper.make_node("DequantizeLinear", [f"{name}.{form.name}", *grid], [f"{name}.dequantized"], name=f"{name}.dequantize")
 
 
 def _numbered(tensor: str, number: int) -> str:

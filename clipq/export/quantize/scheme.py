@@ -48,6 +48,11 @@ class Scheme:
     learned: Learned = field(default_factory=Learned)
 
     @property
+    def second_pass(self) -> bool:
+        """Whether it needs the moments of what each layer reads on the grid, so a second pass over the calibration images."""
+        return self.rounding == "gptq" or self.corrected
+
+    @property
     def words(self) -> str:
         """The scheme in a line."""
         simulated = f"; stored in INT8, simulates {self.bits}" if self.bits.simulated else ""
