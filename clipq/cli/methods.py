@@ -30,7 +30,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 def add_training(parser: argparse.ArgumentParser, default: Recipe) -> None:
     """Add the options of methods with training, each the name of a recipe's field."""
-    group = parser.add_argument_group("training of ste, dorefa, pact, lsq, lsq-plus, lsq-distill, lsq-mse and rotation-lsq")
+    group = parser.add_argument_group(f"training of {', '.join(name for name, method in METHODS.items() if method.family == 'qat')}")
     group.add_argument("--qat-data", metavar="DATA", default="", help="pairs to train on (default: the calibration data)")
     for name, what in (
         ("pairs", "how many pairs; a fifth as many more are held out"),

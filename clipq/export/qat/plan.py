@@ -63,5 +63,6 @@ PLANS: Mapping[str, Plan] = {
     "lsq-plus": Plan(LearnedStepAndOffset, LearnedStepWeight, ("contrastive",)),
     "lsq-distill": Plan(LearnedStep, LearnedStepWeight, ("distillation",)),
     "lsq-mse": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
+    "lsq-plus-mse": Plan(LearnedStepAndOffset, LearnedStepWeight, ("distillation", "features")),
     "rotation-lsq": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
 }
