@@ -151,7 +151,7 @@ class QuantizedAttention(torch.nn.Module):
         reads = makers.activation if makers.probabilities is None else makers.product
         self.output = make_site(f"{path}.out_proj", self.width, replace(makers, activation=reads), kept)
         self.products = torch.nn.ModuleDict()
-        self._grid = makers.probabilities
+        self._grid = makers.probabilities or Grid(0, 1)
         for product, parts in zip(PRODUCTS, (("q", "k"), ("v",)), strict=True):
             if makers.probabilities is not None and node_of(f"{path}.{product}") not in kept:
                 self.products.update({part: Observer(makers.product()) for part in parts})
@@ -178,11 +178,16 @@ class QuantizedAttention(torch.nn.Module):
         if attn_mask is not None:
             scores = scores + attn_mask
         shares = scores.softmax(dim=-1)
-        if "v" in self.products and self._grid is not None and self.products["v"].seen is None:
+        if self._rounds_shares:
             shares = round_to(shares, torch.tensor(1 / self._grid.most, device=shares.device), self._grid)
         attended = (shares @ self._rounded("v", v)).transpose(1, 2).reshape(-1, length, self.width)
         output = linear(self.output, attended, self.original.out_proj.weight, self.original.out_proj.bias)
         return (output if self.original.batch_first else output.transpose(0, 1)), None
+
+    @property
+    def _rounds_shares(self) -> bool:
+        observer = dict(self.products.items()).get("v")
+        return isinstance(observer, Observer) and observer.seen is None
 
     def _rounded(self, part: str, values: torch.Tensor) -> torch.Tensor:
         rounded: torch.Tensor = self.products[part](values) if part in self.products else values
