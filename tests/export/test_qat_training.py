@@ -114,6 +114,8 @@ def _child(how: str, folder: Path, recipe: Recipe) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_run_ends_in_the_same_engine(recipe: Recipe, bundle: Bundle, tmp_path: Path) -> None:
     """Kill -9 between two saved states, then --resume in another process: the bytes of an uninterrupted run."""
     folder = tmp_path / "killed"
@@ -125,6 +127,26 @@ def test_a_killed_run_ends_in_the_same_engine(recipe: Recipe, bundle: Bundle, tm
     for name in (GRAPH, TABLE):
         assert sha256_file(folder / name) == bundle.manifest.files[name].sha256, name
     assert not (folder / "training").exists()
+
+
+def test_an_interrupted_run_ends_in_the_same_engine(
+    recipe: Recipe, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in step 6, then --resume: behind step 4, to the bytes of an uninterrupted run."""
+    step = train_module.Run._step
+
+    def interrupted(self, number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_module.Run, "_step", interrupted)
+        export_bundle(recipe, tmp_path / "new")
+    made = export_bundle(recipe, tmp_path / "new", resume=True)
+    assert "Training goes on behind step 4" in capsys.readouterr().err
+    for name in (GRAPH, TABLE):
+        assert made.manifest.files[name].sha256 == bundle.manifest.files[name].sha256, name
 
 
 def _spoiled(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
@@ -162,7 +184,7 @@ def test_nan_at_once_is_an_error(recipe: Recipe, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qat_batch": 25}, "too few pairs to train on in synthetic:scenes:calibration; found 24"),
+        ({"qat_batch": 25}, "too few pairs to train on in synthetic:scenes:calibration; found 20 with 2"),
         ({"qat_data": "synthetic:captions"}, "unknown synthetic data set"),
     ],
 )
