@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from torch.nn import functional
 from clipq.export.qat.quantizers import Activation, Weight
 from clipq.export.qat.rounding import Grid, round_to
 
-_SAMPLE = 1 << 15  # values of each batch that are kept of a tensor while its first range is looked for
+_SAMPLE = 1 << 14  # values of each batch that are kept of a tensor while its first range is looked for
 PRODUCTS = ("MatMul", "MatMul_1")  # of queries and keys, of probabilities and values, as the graph names them
 
 
@@ -74,7 +75,10 @@ class Observer(torch.nn.Module):
             return rounded
         flat = values.detach().flatten()
         self._largest = max(self._largest, float(flat.abs().max()))
-        self.seen += [torch.stack([flat.min(), flat.max()]), flat[:: max(len(flat) // _SAMPLE, 1) | 1]]  # odd: every channel comes up
+        stride = max(len(flat) // _SAMPLE, 1)
+        while math.gcd(stride, values.shape[-1]) > 1:  # so that every channel comes up
+            stride += 1
+        self.seen.append(flat[::stride].clone())
         return values
 
 
