@@ -135,6 +135,13 @@ _ALL = (
         PAIRS,
     ),
     Method("lsq-mse", "qat", "as lsq-distill, and by FP32's embeddings", "Bouguerra et al. 2025, arXiv 2509.21173", PAIRS),
+    Method(
+        "lsq-plus-mse",
+        "qat",
+        "as lsq-mse, with learned offsets",
+        "Bhalgat et al. 2020, arXiv 2004.09576; Bouguerra et al. 2025, arXiv 2509.21173",
+        PAIRS,
+    ),
     Method("rotation-lsq", "qat", "learned step sizes in the rotated basis", "Bouguerra et al. 2025, arXiv 2509.21173", PAIRS),
 )
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

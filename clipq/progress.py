@@ -23,22 +23,40 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int | None, unit: str = "", speed: str = "") -> Iterator[Callable[[int], None]]:
     """Yield a function that advances a progress bar by n steps; without a terminal it only counts.
 
     Args:
         title: What is being done.
         total: Number of steps, or None when unknown.
         unit: What is written after the number, e.g. `` %``.
+        speed: Unit of the speed, e.g. ``steps/s``; empty for none.
     """
     if _quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         note(f"{title} ({total})" if total is not None and not unit else title)
         yield lambda _steps: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    class Speed(ProgressColumn):
+        """Steps per second of late."""
+
+        def render(self, task: Task) -> Text:
+            """Return the speed as soon as it is known."""
+            return Text(f"{task.speed:.3g} {speed}" if speed and task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), Speed())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda steps: progress.advance(task, steps)

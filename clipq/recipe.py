@@ -15,6 +15,8 @@ AttentionPrecision = Literal["fp16", "int8"]
 ATTENTION_PRECISIONS: tuple[str, ...] = get_args(AttentionPrecision)
 LARGEST_BATCH = 65_536  # far above what any device holds, far below what a builder's 32-bit sizes do
 COMPATIBILITIES = ("version", "hardware")
+QAT_TRAINED = ("all", "scales")
+QAT_DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,15 @@ class Recipe:
         sensitivity: Rank the blocks by the damage of quantizing each alone.
         max_drop: Bounds ``METRIC=VALUE``; blocks stay unquantized, the most damaging first, until the calibration images hold them.
         calib_ood: Data id of OOD images for ``fpr95`` in ``max_drop`` and ``sensitivity``; never of those you evaluate on.
+        qat_data: Data id of the pairs that methods with training train on; empty for the calibration data.
+        qat_pairs: How many pairs; a fifth as many more are held out.
+        qat_steps: Training steps.
+        qat_batch: Pairs per step.
+        qat_every: A row of the training table, and a saved state, every so many steps.
+        qat_train: ``all``: the tower's weights and its quantizers; ``scales``: its quantizers alone.
+        qat_lr: Peak learning rate of the weights.
+        qat_scale_lr: Peak learning rate of what the quantizers learn, relative: 0.001 moves a step by about 0.1 % at a time.
+        qat_device: ``cpu``, ``cuda``, or ``auto``, which is CUDA where PyTorch has it.
         batch: Smallest, usual and largest batch of a plan.
         graphs_only: Make the portable graphs of planned engines; their plans are built later, on the target.
         compatibility: ``version`` and ``hardware``: plans that other TensorRT versions, other GPUs can load, at some cost in speed.
@@ -54,6 +65,15 @@ class Recipe:
     sensitivity: bool = False
     max_drop: tuple[str, ...] = ()
     calib_ood: str = ""
+    qat_data: str = ""
+    qat_pairs: int = 1000
+    qat_steps: int = 400
+    qat_batch: int = 32
+    qat_every: int = 100
+    qat_train: Literal["all", "scales"] = "all"
+    qat_lr: float = 1e-5
+    qat_scale_lr: float = 1e-3
+    qat_device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: tuple[int, int, int] = (1, 32, 128)
     graphs_only: bool = False
     compatibility: tuple[str, ...] = ()
@@ -75,6 +95,28 @@ class Recipe:
             raise UsageError("--batch is wrong", found=",".join(map(str, self.batch)), expected=expected)
         if self.calib_n < 1:
             raise UsageError("--calib-n is too small", found=self.calib_n, expected="at least 1")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        for name, value, known in (("what to train", self.qat_train, QAT_TRAINED), ("device to train on", self.qat_device, QAT_DEVICES)):
+            if value not in known:
+                raise unknown_name(name, value, known)
+        for option, number, least in (
+            ("pairs", self.qat_pairs, 2),
+            ("steps", self.qat_steps, 1),
+            ("batch", self.qat_batch, 2),
+            ("every", self.qat_every, 1),
+        ):
+            if number < least:
+                raise UsageError(f"--qat-{option} is too small", found=number, expected=f"at least {least}")
+        for option, rate in (("lr", self.qat_lr), ("scale-lr", self.qat_scale_lr)):
+            if not 0 < rate < 1:
+                raise UsageError(f"--qat-{option} is no learning rate", found=rate, expected="above 0, below 1")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What is said about training, by field."""
+        return {name: value for name, value in self.to_json().items() if name.startswith("qat_")}
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON value."""

@@ -13,6 +13,7 @@ from clipq.errors import DataError
 from clipq.files import write_text
 
 CALIBRATION_LIST = "calibration.csv"
+TRAINING_LIST = "training_pairs.csv"  # the images that towers were trained on, with those held out to watch it
 OOD_LIST = "calibration_ood.csv"  # the OOD images on which a search decided what stays unquantized: no less seen
 
 _HEADER = ["image_id", "sha256"]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipq.cli.methods import add_methods, asked_engines, list_methods
+from clipq.cli.methods import add_methods, add_training, asked_engines, list_methods
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list
 from clipq.errors import UsageError, missing_extra
 from clipq.files import write_json
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_methods(parser)
     _add_calibration(parser, default)
     _add_mixed(parser, default)
+    add_training(parser, default)
     _add_plans(parser, default)
     add_seed(parser)
     add_resume(parser)
@@ -184,6 +185,7 @@ def _refuse_export_options(args: argparse.Namespace) -> None:
             "seed",
             "method",
             "bits",
+            *default.training,
         )
         if getattr(args, name) != getattr(default, name, ())
     ]
@@ -216,6 +218,7 @@ def _export(args: argparse.Namespace) -> Bundle:
         compatibility=args.compat,
         compute_capabilities=args.compute_capability,
         seed=args.seed,
+        **{name: getattr(args, name) for name in Recipe(model="").training},
     )
     from clipq.export.pipeline import export_bundle
 

@@ -7,7 +7,7 @@ import argparse
 from clipq.cli.options import comma_list
 from clipq.errors import UsageError
 from clipq.methods import BITS, METHODS, W8A8, engine_ids
-from clipq.recipe import Recipe
+from clipq.recipe import QAT_DEVICES, QAT_TRAINED, Recipe
 
 
 def add_methods(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,35 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--list-methods", action="store_true", help="print every method with its source, its bits, what it needs and what runs it"
+    )
+
+
+def add_training(parser: argparse.ArgumentParser, default: Recipe) -> None:
+    """Add the options of methods with training, each the name of a recipe's field."""
+    group = parser.add_argument_group(f"training of {', '.join(name for name, method in METHODS.items() if method.family == 'qat')}")
+    group.add_argument("--qat-data", metavar="DATA", default="", help="pairs to train on (default: the calibration data)")
+    for name, what in (
+        ("pairs", "how many pairs; a fifth as many more are held out"),
+        ("steps", "training steps"),
+        ("batch", "pairs per step"),
+        ("every", "a row of the training table and a saved state every so many steps"),
+    ):
+        number = getattr(default, f"qat_{name}")
+        group.add_argument(f"--qat-{name}", metavar="N", type=int, default=number, help=f"{what} (default: {number})")
+    group.add_argument(
+        "--qat-train",
+        metavar="|".join(QAT_TRAINED),
+        default=default.qat_train,
+        help=f"all: weights and quantizers; scales: quantizers alone (default: {default.qat_train})",
+    )
+    for name, what in (("lr", "of the weights"), ("scale-lr", "of what quantizers learn, relative")):
+        rate = getattr(default, f"qat_{name.replace('-', '_')}")
+        group.add_argument(f"--qat-{name}", metavar="X", type=float, default=rate, help=f"peak learning rate {what} (default: {rate:g})")
+    group.add_argument(
+        "--qat-device",
+        metavar="|".join(QAT_DEVICES),
+        default=default.qat_device,
+        help=f"where to train; auto is CUDA where PyTorch has it (default: {default.qat_device})",
     )
 
 

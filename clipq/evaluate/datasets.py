@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from clipq.artifact import Bundle
 from clipq.calib_data.index import DataIndex, build_index
-from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, read_calibration_list, refuse_overlap
+from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, TRAINING_LIST, read_calibration_list, refuse_overlap
 from clipq.calib_data.source import Source
 from clipq.calib_data.table import open_source
 from clipq.errors import DataError, UsageError
@@ -71,8 +71,8 @@ def _check_labels(source: Source) -> None:
 
 
 def calibration_hashes(bundle: Bundle) -> set[str]:
-    """Return the SHA-256 of every image that the engines were calibrated on."""
-    lists = [name for name in (CALIBRATION_LIST, OOD_LIST) if name in bundle.manifest.files]
+    """Return the SHA-256 of every image that the engines were calibrated or trained on."""
+    lists = [name for name in (CALIBRATION_LIST, OOD_LIST, TRAINING_LIST) if name in bundle.manifest.files]
     return {sha256 for name in lists for sha256 in read_calibration_list(bundle.file(name)).values()}
 
 

@@ -18,6 +18,9 @@ from clipq.export.calibration import Calibration
 from clipq.export.golden import Golden
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity, measure
+from clipq.export.qat.asked import is_trained
+from clipq.export.qat.pairs import TrainingData
+from clipq.export.qat.write import Task, table_name, write_trained
 from clipq.export.quantize.dynamic import quantize_dynamic
 from clipq.export.quantize.fp8 import write_fp8
 from clipq.export.quantize.graph import scratch_folder
@@ -87,6 +90,8 @@ class GraphMaker:
         golden: Inputs and PyTorch's outputs to measure each graph with.
         calibration: Images for static quantization, None when no engine needs any.
         calibration_digest: Which images they are.
+        training: Pairs for methods with training, None when no engine needs any.
+        training_digest: Which pairs they are.
         keep: Tower to the nodes that stay unquantized, each with its reason.
     """
 
@@ -97,6 +102,8 @@ class GraphMaker:
     golden: Golden
     calibration: Calibration | None
     calibration_digest: str
+    training: TrainingData | None = None
+    training_digest: str = ""
     keep: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     _observed: dict[tuple[Tower, str], Observed] = field(default_factory=dict)
 
@@ -122,7 +129,8 @@ class GraphMaker:
                 facts["parity"] = measure(self.folder / name, *golden)
             return facts
 
-        return {**known, name: self.stages.run(name, [name], self.stages.files[source].sha256, run)}
+        names = [name, table_name(name)] if is_trained(kind) else [name]
+        return {**known, name: self.stages.run(name, names, self.stages.files[source].sha256, run)}
 
     def observed(self, tower: Tower, source: str = "fp32") -> Observed:
         """Return what one pass of calibration saw of a tower; the first use runs it.
@@ -170,10 +178,31 @@ class GraphMaker:
         if method.family == "weight-only":
             return write_weight_only(self.folder / graph_name(tower, source), target, method.name, bits)
         if method.family == "qat":
-            raise NotImplementedError
+            return self._by_training(tower, method, bits, target)
         scheme = scheme_of(method, bits, self.recipe.calib_method)
         keep, inputs = self.keep.get(tower, {}), partial(self._inputs, tower)
         return write_scheme(self.observed(tower, source), target, scheme, mha=self.recipe.mha, keep=keep, inputs=inputs)
+
+    def _by_training(self, tower: Tower, method: Method, bits: Bits, target: Path) -> dict[str, Any]:
+        """Train the tower with quantization and write its graph."""
+        if self.training is None:
+            raise ExportError("training needs images with captions or class names", fix="Name them with --qat-data DATA.")
+        kind = source_of(method, bits)
+        transformed = kind.removeprefix("fp32-") if kind != "fp32" else ""
+        changed = transform_tower(self.checkpoint, tower, transformed, lambda: self._inputs(tower))[0] if transformed else self.checkpoint
+        task = Task(
+            recipe=self.recipe,
+            checkpoint=changed,
+            original=self.checkpoint,
+            tower=tower,
+            method=method,
+            bits=bits,
+            data=self.training,
+            digest=self.training_digest,
+            golden=self.golden,
+            keep=self.keep.get(tower, {}),
+        )
+        return write_trained(task, self.folder, target)
 
     def _transformed(self, tower: Tower, kind: str, target: Path) -> dict[str, Any]:
         """Write an FP32 graph of the same function that is easier to quantize, and hold it against PyTorch's outputs."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipq.artifact import MANIFEST, Bundle, EngineEntry, Manifest, ModelEntry, write_manifest
+from clipq.calib_data.sampling import TRAINING_LIST
 from clipq.calib_data.table import open_source
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Tower
@@ -25,6 +26,8 @@ from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
 from clipq.export.plans import PlanMaker, require_builder, target_device
+from clipq.export.qat.asked import check_training, is_trained, trained_methods
+from clipq.export.qat.pairs import TrainingData
 from clipq.export.stages import Facts, Stages, refuse_foreign
 from clipq.export.tokenizer import export_tokenizer
 from clipq.files import locked, sha256_json, write_json
@@ -89,6 +92,7 @@ def complete(recipe: Recipe) -> Recipe:
             raise unknown_name("engine", engine_id, ENGINES)
     engines = (BASELINE, *(engine_id for engine_id in dict.fromkeys(recipe.engines) if engine_id != BASELINE))
     model = canonical_model_id(recipe.model)
+    check_training(recipe)
     return replace(recipe, model=model, engines=engines, calib=_calibration_id(recipe, model, engines))
 
 
@@ -99,6 +103,8 @@ def _calibration_id(recipe: Recipe, model: str, engines: tuple[str, ...]) -> str
         if recipe.sensitivity or recipe.max_drop:
             raise UsageError("--sensitivity and --max-drop are about static quantization", fix="Add ort-int8-static to --engines.")
         return ""
+    if recipe.qat_data and all(is_trained(ENGINES[engine_id].graph.removesuffix("-fp16")) for engine_id in static):
+        return recipe.calib
     if recipe.calib or model not in DEMO_MODELS:
         if not recipe.calib:
             raise UsageError(f"{static[0]} needs calibration images", fix="Give some with --calib, e.g. --calib imagefolder:PATH.")
@@ -155,17 +161,21 @@ def _make_all(
     recipe: Recipe, checkpoint: Checkpoint, stages: Stages, calibration: Calibration | None, choose_kept: ChooseKept | None
 ) -> Manifest:
     folder = stages.folder
+    training = TrainingData(recipe, folder, checkpoint.preprocess) if trained_methods(recipe.engines) else None
     _make_description(folder, checkpoint, stages, calibration)
     patches = PatchTower(checkpoint.model, recipe.model) if recipe.patch_tokens else None
     golden = _make_golden(folder, checkpoint, stages, patches)
     parity: dict[str, Facts] = {tower: _make_tower(checkpoint, stages, golden, tower, patches) for tower in TOWERS}
     digest = _make_calibration_list(calibration, stages)
     graphs = GraphMaker(recipe, checkpoint, folder, stages, golden, calibration, digest)
+    graphs.training, graphs.training_digest = training, _make_training_list(training, stages)
     if choose_kept is not None and calibration is not None:
         graphs.keep = _choose(choose_kept, graphs, calibration, checkpoint)
     plans = None if recipe.graphs_only else PlanMaker(folder, stages, build_options(recipe))
     builder = EngineBuilder(recipe, folder, stages, graphs, plans)
     engines = {engine_id: builder.build(engine_id) for engine_id in recipe.engines}
+    if training:
+        training.clear()
     said = {"parity": parity, **({"patch_grid": list(patches.grid)} if patches else {})}
     return _manifest(recipe, checkpoint, stages, engines, said)
 
@@ -226,6 +236,13 @@ def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> s
     if calibration is None:
         return ""
     facts = stages.run("calibration list", ["calibration.csv"], "", calibration.write_list)
+    return str(facts["digest"])
+
+
+def _make_training_list(training: TrainingData | None, stages: Stages) -> str:
+    if training is None:
+        return ""
+    facts = stages.run("training list", [TRAINING_LIST], "", training.write_list)
     return str(facts["digest"])
 
 

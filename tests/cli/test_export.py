@@ -81,6 +81,11 @@ def test_the_defaults_are_the_recipes(asked: dict[str, Any], tmp_path: Path) -> 
         (["--engines", "ort-fp32", "--max-drop", "acc1=0.01"], "--sensitivity and --max-drop are about static quantization"),
         (["--rebuild", "bundle"], "--rebuild takes a bundle instead of a model"),
         (["--batch", "1,32,100000000"], "largest up to 65536"),
+        (["--engines", "ort-fp32", "--qat-steps", "9"], "nothing is trained; found --qat-steps"),
+        (["--method", "ste", "--qat-train", "scales", "--qat-data", "synthetic:scenes"], "ste learns no scales"),
+        (["--method", "lsq", "--qat-batch", "1"], "--qat-batch is too small; found 1"),
+        (["--method", "lsq", "--qat-lr", "2"], "--qat-lr is no learning rate; found 2.0"),
+        (["--method", "lsq", "--qat-device", "gpu"], "unknown device to train on 'gpu'"),
     ],
 )
 def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,8 +100,8 @@ def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_pa
 def test_rebuild_drops_no_option_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What would make other graphs is refused where graphs are not made."""
     command = ["--rebuild", "bundle", "-o", str(tmp_path / "new"), "--graphs-only", "--calib-n", "3", "--max-drop", "acc1=0.1"]
-    assert export_main(command) == 2
-    assert "found --calib-n, --graphs-only, --max-drop" in capsys.readouterr().err
+    assert export_main([*command, "--qat-steps", "5"]) == 2
+    assert "found --calib-n, --graphs-only, --qat-steps, --max-drop" in capsys.readouterr().err
 
 
 def test_without_the_export_extra_the_line_names_it(

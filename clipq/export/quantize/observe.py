@@ -76,15 +76,21 @@ def observe(source: Path, batches: Iterable[npt.NDArray[Any]], scratch: Path, *,
     return replace(prepared, products=tuple(products), kept={**kept, **unsafe}, attention=attention, histograms=histograms, images=images)
 
 
-def prepare(source: Path) -> Observed:
+def prepare(source: Path, *, attention: bool = False) -> Observed:
     """Return a tower that no image has run through, for a form whose ranges are known already: training has learned them.
+
+    Args:
+        source: FP32 graph with one input.
+        attention: The products of attention may be quantized too.
 
     Raises:
         ExportError: The source is unreadable or has nothing to quantize.
     """
     model = load_graph(source)
     split_gemms(model)
-    return _prepared(source, model, *choose_layers(model, source))
+    layers, kept = choose_layers(model, source)
+    products, unsafe = find_products(model) if attention else ([], {})
+    return replace(_prepared(source, model, layers, kept), products=tuple(products), kept={**kept, **unsafe}, attention=attention)
 
 
 def _prepared(source: Path, model: ModelProto, layers: list[Layer], kept: Mapping[str, str]) -> Observed:
