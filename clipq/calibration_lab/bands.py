@@ -123,8 +123,8 @@ def enough(rows: Mapping[int, Mapping[str, Mapping[str, Any]]], metric: str = "d
 
 def _band(values: list[float], before: float, estimate: Estimate, name: str) -> dict[str, Any]:
     interval, own = _ends(name, estimate.delta, estimate.delta_ci95, estimate.n), list(estimate.ci95 or ())
-    if name == "disagreement":  # FP32's is 0, and none is lower
-        interval = own = [max(0.0, interval[0]), interval[1]]
+    if name == "disagreement":  # a share whose difference from FP32's is itself
+        interval = own = [max(0.0, interval[0]), min(1.0, interval[1])]
     low, high = min(values), max(values)
     return {
         "values": values,
