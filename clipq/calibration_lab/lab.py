@@ -130,7 +130,9 @@ def _compare(
     def seen(answers: Answered) -> Resampled:
         return resampled(answers, fp32, labels, resamples=options.resamples, seed=options.seed)
 
-    before, rows, foreign = seen(fp32), [], []
+    rows: list[dict[str, Any]] = []
+    foreign: list[dict[str, Any]] = []
+    before = seen(fp32)
     forms = options.forms()
     order = {(form.method.name, str(form.bits)): place for place, form in enumerate(forms)}
     places = {pool.source.id: place for place, pool in enumerate(pools)}

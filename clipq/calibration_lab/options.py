@@ -56,12 +56,8 @@ class LabOptions:
     resamples: int = 2000
 
     def __post_init__(self) -> None:
-        counts = {
-            "--batch-size": self.batch_size,
-            "--threads": self.threads,
-            "--limit": self.limit,
-            "--calib-n": min(self.calib_n, default=0),
-        }
+        counts = {"--calib-n": min(self.calib_n, default=0), "--limit": self.limit, "--resamples": self.resamples}
+        counts |= {"--batch-size": self.batch_size, "--threads": self.threads}
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} is wrong", found=value, expected="a number of at least 1")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipq.artifact import Bundle
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list, write_json_option
+from clipq.cli.suite_options import add_resamples
 from clipq.errors import UsageError
 from clipq.files import locked, reading
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=int, default=2000, help=limit)
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images of one inference (default: 32)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: one per usable core)")
+    add_resamples(parser)
     add_seed(parser)
     add_resume(parser)
     add_json(parser)
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         batch_size=args.batch_size,
         threads=args.threads,
+        resamples=args.resamples,
     )
     bundle = Bundle.open(args.bundle)
     with reading(args.bundle), locked(args.output):
