@@ -124,7 +124,7 @@ def _sentence(found: Mapping[str, Any], form: Mapping[str, Any]) -> str:
         f"interval that {found['dataset']['n']:,} test images leave, {_ends(band['ci95'], 'disagreement')}."
     )
     others = [_foreign(entry) for entry in found["foreign"] if _same(entry, form) and entry["n"] == row["n"]]
-    return " ".join([said, _enough(found, form, first), *others])
+    return " ".join([said, _enough(found, form, first), *_outside(row), *others])
 
 
 def _enough(found: Mapping[str, Any], form: Mapping[str, Any], source: str) -> str:
@@ -132,6 +132,13 @@ def _enough(found: Mapping[str, Any], form: Mapping[str, Any], source: str) -> s
     if entry["n"] is None:
         return "No number of images measured here keeps every draw below the upper end of that interval."
     return f"From {entry['n']} images on no draw is above it."
+
+
+def _outside(row: Mapping[str, Any]) -> list[str]:
+    """Return in a sentence which other metrics the draws move further than the test images leave open; none where there is none."""
+    bands = row["metrics"]
+    beyond = [QUANTITIES[name].label for name in METRICS[1:] if name in bands and not bands[name]["band_within_interval"]]
+    return [f"Beyond such an interval the draws move: {', '.join(beyond)}."] if beyond else []
 
 
 def _foreign(entry: Mapping[str, Any]) -> str:
