@@ -88,20 +88,29 @@ class Lab:
             ExportError: A graph cannot be made.
             EngineError: A graph gives NaN or infinity.
         """
+        draws = [(pool, n, seed) for pool in pools for n in options.numbers for seed in options.draws]
+        waiting = {(pool, n, seed): self._waiting(pool, forms, n, seed) for pool, n, seed in draws}
         if not self._cells.has(FP32):
             self._keep(FP32, self._fp32)
-        draws = [(pool, n, seed) for pool in pools for n in options.numbers for seed in options.draws]
-        with bar("Calibrating, quantizing and measuring", len(draws) * len(forms)) as advance:
-            for pool, n, seed in draws:
-                waiting = [form for form in forms if not self._cells.has(self.facts(pool, form, n, seed))]
-                advance(len(forms) - len(waiting))
-                for form, path in self._quantized(pool, (n, seed), waiting):
+        for pool in pools:
+            if any(forms for draw, forms in waiting.items() if draw[0] is pool):
+                self._decoder.pixels(pool.source, pool.index)
+        left = sum(map(len, waiting.values()))
+        if not left:
+            return
+        self._decode_tested()  # here, because a terminal shows one bar at a time
+        with bar("Calibrating, quantizing and measuring", left) as advance:
+            for (pool, n, seed), due in waiting.items():
+                for form, path in self._quantized(pool, (n, seed), due):
                     self._keep(self.facts(pool, form, n, seed), self._embed(path))
                     advance(1)
 
     def read(self, facts: Mapping[str, Any]) -> Answered:
         """Return a finished cell."""
         return self._cells.read(facts)
+
+    def _waiting(self, pool: Pool, forms: Sequence[Form], n: int, seed: int) -> list[Form]:
+        return [form for form in forms if not self._cells.has(self.facts(pool, form, n, seed))]
 
     def _quantized(self, pool: Pool, draw: tuple[int, int], forms: Sequence[Form]) -> Iterator[tuple[Form, Path]]:
         """Yield the graphs of one draw; forms that start from the same FP32 graph share its pass of calibration."""
@@ -140,13 +149,12 @@ class Lab:
         made = self._cells.array("texts", {"tokens": sha256_bytes(tokens.tobytes())}, embed)
         return classifier(made, templates, "the prompts of the test data")
 
-    @cached_property
-    def _pixels(self) -> list[tuple[Pixels, Int64]]:
-        """The pixels of the test images and of the OOD images, with their readable rows."""
+    def _decode_tested(self) -> list[tuple[Pixels, Int64]]:
+        """Return the pixels of the test images and of the OOD images, with their readable rows."""
         return [(self._decoder.pixels(one.source, one.index), np.flatnonzero(self.readable(one))) for one in self._tested.sets]
 
     def _embed(self, graph: Path) -> Float32:
-        batches = (batch for pixels, rows in self._pixels for batch in pixels.batches(rows, self._work.batch_size))
+        batches = (batch for pixels, rows in self._decode_tested() for batch in pixels.batches(rows, self._work.batch_size))
         return self._run("image", graph, batches)
 
     def _run(self, tower: Tower, graph: Path, batches: Iterator[npt.NDArray[Any]]) -> Float32:

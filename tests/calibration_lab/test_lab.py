@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files as files_of
 from pathlib import Path
@@ -241,6 +242,29 @@ def test_a_killed_run_goes_on(bundle: Bundle, tmp_path: Path) -> None:
     whole = _run(bundle, tmp_path / "whole", *options)
     assert {**found, "provenance": 0} == {**whole, "provenance": 0}
     assert not (out / "pixels.partial").exists()
+
+
+def test_one_bar_at_a_time(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal shows one bar at a time: none begins before the one before has ended, also where only some cells are left to do."""
+    titles: list[str] = []
+    open_now: list[str] = []
+
+    @contextlib.contextmanager
+    def bar(title: str, _total: int) -> Iterator[Callable[[int], None]]:
+        assert not open_now, f"{title} inside {open_now}"
+        open_now.append(title)
+        titles.append(title)
+        yield lambda _steps: None
+        open_now.pop()
+
+    for module in ("calibration_lab.fill", "calibration_lab.lab", "calibration_lab.pixels", "calib_data.index"):
+        monkeypatch.setattr(f"clipq.{module}.bar", bar)
+    _run(bundle, tmp_path)
+    assert [title for title in titles if title.startswith("Decoding")] == [f"Decoding {name}" for name in (CALIBRATION, FOREIGN, DATA, OOD)]
+    max((tmp_path / "cells").glob("cell-*.npz"), key=lambda path: path.stat().st_mtime_ns).unlink()
+    titles.clear()
+    _run(bundle, tmp_path)
+    assert [title for title in titles if title.startswith("Decoding")] == [f"Decoding {name}" for name in (FOREIGN, DATA, OOD)]
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
