@@ -53,9 +53,9 @@ def calibration_lab(bundle: Bundle, options: LabOptions, folder: Path) -> dict[s
     forms, work = options.forms(), plan_work(options.threads or usable_cores(), options.batch_size)
     fp32 = checked_graph(bundle, "image")
     tested = _tested(bundle, options)
-    pools = [draw_pool(data_id, options, [one.index for one in tested.sets]) for data_id in dict.fromkeys(options.calib)]
-    if not options.resume:
-        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    drawn = (draw_pool(data_id, options, [one.index for one in tested.sets]) for data_id in dict.fromkeys(options.calib))
+    pools = list({pool.source.id: pool for pool in drawn}.values())
+    _sweep(folder, pixels=not options.resume)
     with scratch_folder(folder / "graphs") as scratch:
         graphs = Graphs(bundle, fp32, scratch)
         graphs.prepare(forms)
@@ -70,6 +70,16 @@ def calibration_lab(bundle: Bundle, options: LabOptions, folder: Path) -> dict[s
     write_text(folder / "calibration.html", page(found))
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     return found
+
+
+def _sweep(folder: Path, *, pixels: bool) -> None:
+    """Remove what a killed run left half-written, and its pixels where nobody goes on with them; the caller holds the folder's lock."""
+    for left in folder.glob(".graphs.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in [*folder.glob(f"{CELLS}/.*.part"), *folder.glob(f"{PARTIAL}/.*.part")]:
+        left.unlink(missing_ok=True)
+    if pixels:
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
 def _tested(bundle: Bundle, options: LabOptions) -> Tested:

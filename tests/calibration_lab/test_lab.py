@@ -241,6 +241,7 @@ def test_a_killed_run_goes_on(bundle: Bundle, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     whole = _run(bundle, tmp_path / "whole", *options)
     assert {**found, "provenance": 0} == {**whole, "provenance": 0}
+    assert not [path for path in out.rglob("*") if path.name.startswith(".graphs") or path.suffix == ".part"]
     assert not (out / "pixels.partial").exists()
 
 
@@ -277,7 +278,19 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
 
 def test_without_ood_and_with_one_number(bundle: Bundle, tmp_path: Path) -> None:
     """One number of images, no OOD images and four bits: no AUROC, and the record says what is simulated."""
-    words = ["calibration", str(bundle.folder), "--calib", CALIBRATION, "--data", DATA, "--limit", "30", "-q", "-o", str(tmp_path)]
+    words = [
+        "calibration",
+        str(bundle.folder),
+        "--calib",
+        f"{CALIBRATION},{CALIBRATION}",
+        "--data",
+        DATA,
+        "--limit",
+        "30",
+        "-q",
+        "-o",
+        str(tmp_path),
+    ]
     assert main([*words, "--calib-n", "4", "--bits", "W4A4", "--seeds", "2"]) == 0
     found = json.loads((tmp_path / "calibration.json").read_text())
     assert found["ood"] is None
