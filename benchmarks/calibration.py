@@ -1,7 +1,7 @@
 """How many calibration images do small CLIPs on photographs need, how much does their draw move them, and what do foreign images do?
 
 Runs ``clipq calibration`` on models trained on photographs: several numbers of calibration images, several draws of each, images of the
-test set's own training split and of two other kinds. Everything is deterministic but for the processor's floating point; nothing is
+test set's own training split and of another data set. Everything is deterministic but for the processor's floating point; nothing is
 timed. Needs checkpoints in open_clip's format and photographs in the webdataset layout (not part of this project):
 
     python benchmarks/calibration.py --shared FOLDER -o out/calibration --output benchmarks/results/calibration.json \
@@ -22,9 +22,9 @@ from clipq.evaluate.report.plain import markdown_table
 from clipq.files import write_json, write_text
 from clipq.machine import record
 
-CASES = (("photo-over", "percentile,minmax"), ("photo-base", "percentile"))
-CALIBRATION = ("imagenette:train", "cifar10:test", "pneumoniamnist:test")  # imagenette alone has a training split
-DATA, OOD, LIMIT, NUMBERS, SEEDS = "imagenette:test", "dtd10:test", 400, "16,64,256", 5
+METHODS = {"photo-over": "percentile,minmax", "photo-base": "percentile"}
+CALIBRATION = ("imagenette:train", "cifar10:test")  # imagenette alone has a training split
+DATA, OOD, LIMIT, NUMBERS, SEEDS, RESAMPLES = "imagenette:test", "dtd10:test", 400, "16,64,256", 5, 1000
 COLUMNS = ("calibration images from", "n", "mean", "band", "sd", "from FP32", "95 % interval", "wider is")
 SHOWN = ("disagreement", "acc1", "ece15", "auroc", "cosine_centred")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -43,7 +43,7 @@ def measure(model: str, methods: str, shared: Path, folder: Path) -> dict[str, A
         run(["clipq-export", f"local-dir:{shared / 'models' / model}", "-o", str(bundle), "--engines", "ort-fp32"])
     data = {name: f"wds:{shared / 'data' / name}" for name in (*CALIBRATION, DATA, OOD)}
     words = ["clipq", "calibration", str(bundle), "--calib", ",".join(data[name] for name in CALIBRATION), "--method", methods]
-    words += ["--calib-n", NUMBERS, "--seeds", str(SEEDS), "--limit", str(LIMIT)]
+    words += ["--calib-n", NUMBERS, "--seeds", str(SEEDS), "--limit", str(LIMIT), "--resamples", str(RESAMPLES)]
     run([*words, "--data", data[DATA], "--ood", data[OOD], "-o", str(out), "--resume"])
     text = (out / "calibration.json").read_text().replace(f"wds:{shared.resolve() / 'data'}/", "").replace(f"wds:{shared / 'data'}/", "")
     found = json.loads(text)
@@ -78,14 +78,23 @@ def main() -> None:
     parser.add_argument(
         "-o", "--folder", type=Path, required=True, help="folder for bundles and pages; what is finished there is used again"
     )
+    parser.add_argument("--models", nargs="+", choices=list(METHODS), default=list(METHODS), help="which models (default: all)")
     parser.add_argument("--output", type=Path, help="the record")
     parser.add_argument("--page", type=Path, help="page whose tables are written anew, between its two marks")
     args = parser.parse_args()
-    results = [measure(model, methods, args.shared, args.folder) for model, methods in CASES]
+    results = [measure(model, METHODS[model], args.shared, args.folder) for model in args.models]
     made = tables(results)
     print(made)
     if args.output:
-        head = {"calibration": list(CALIBRATION), "data": DATA, "ood": OOD, "limit": LIMIT, "numbers": NUMBERS, "seeds": SEEDS}
+        head = {
+            "calibration": list(CALIBRATION),
+            "data": DATA,
+            "ood": OOD,
+            "limit": LIMIT,
+            "numbers": NUMBERS,
+            "seeds": SEEDS,
+            "resamples": RESAMPLES,
+        }
         write_json(args.output, record("calibration", {**head, "results": results}))
     if args.page:
         before, rest = args.page.read_text().split(BEGIN)
