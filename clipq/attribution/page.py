@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any
 
 from clipq.attribution.tell import STEP_COLUMNS, WHOLE_COLUMNS, remarks, sentence, step_rows, whole_rows
 from clipq.evaluate.report import svg
 from clipq.evaluate.report.format import quantity
+from clipq.evaluate.report.plain import html_table, plain_page
 
 _COLUMN, _LEFT, _TOP, _HEIGHT = 124, 70, 34, 220
 
 
 def page(found: Mapping[str, Any]) -> str:
     """Return the page: no script, nothing from outside, every name escaped."""
-    style = (files("clipq.evaluate.report") / "report.css").read_text("utf-8")
     data, title = found["dataset"], f"Where {found['engine']} loses"
     first = found["stages"][0]["title"]
     body = [
-        f"<h1>{_text(title)}</h1>",
         f'<p class="eyebrow">{_text(found["provenance"]["model"]["id"])}, {data["n"]:,} images of {_text(data["id"])}</p>',
         f"<p>{_text(sentence(found))}</p>",
         f'<div class="panels wide"><div>{waterfall(found)}</div></div>',
         "<h2>Step by step: each stage and the one before</h2>",
-        _table(STEP_COLUMNS, step_rows(found)),
+        html_table(STEP_COLUMNS, step_rows(found)),
         f"<h2>Each stage and {_text(first)}</h2>",
-        _table(WHOLE_COLUMNS, whole_rows(found)),
+        html_table(WHOLE_COLUMNS, whole_rows(found)),
         "<h2>What changes at each stage</h2>",
         "<ul>" + "".join(f"<li><b>{_text(stage['title'])}</b>: {_text(stage['changes'])}.</li>" for stage in found["stages"]) + "</ul>",
         "<h2>How to read it</h2>",
         *(f"<p>{_text(line)}</p>" for line in remarks(found)),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
-    page_body = "\n".join(body)
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{style}</style></head>\n<body><main>\n{page_body}\n</main></body></html>\n'
+    return plain_page(title, body)
 
 
 def waterfall(found: Mapping[str, Any]) -> str:
@@ -63,12 +59,6 @@ def _bar(frame: svg.Frame, index: int, bar: tuple[str, float, float, str], total
     hint = html.escape(f"{title}: {end - start:.3g}{share}")
     size = f'width="{right - left:.1f}" height="{max(bottom - top, 0.5):.1f}"'
     return f'<rect class="{kind}" x="{left}" y="{top}" {size}><title>{hint}</title></rect>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join(f"<tr><th>{_text(row[0])}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in row[1:])}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _text(value: str) -> str:

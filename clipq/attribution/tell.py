@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from clipq.evaluate.report.format import MISSING, difference, interval, quantity
-from clipq.evaluate.report.markdown import escaped, table_row
+from clipq.evaluate.report.markdown import escaped
+from clipq.evaluate.report.plain import aligned, markdown_table
 
 HOW = (
     "The loss is the mean squared distance of unit embeddings from FP32 PyTorch's, of images and of class texts together. A part is by "
@@ -51,9 +52,7 @@ def table(found: Mapping[str, Any]) -> str:
     rows = [[row[column] for column in wanted] for row in (STEP_COLUMNS, *step_rows(found))]
     for row in rows:
         row[3] = row[3].split(" / ")[0].replace("centred mean", "centred cosine")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(wanted))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([sentence(found), "", *lines, "", *remarks(found)])
+    return "\n".join([sentence(found), "", aligned(rows), "", *remarks(found)])
 
 
 def step_rows(found: Mapping[str, Any]) -> list[list[str]]:
@@ -99,19 +98,15 @@ def markdown(found: Mapping[str, Any]) -> str:
         sentence(found),
         f"{data['n']:,} images of {escaped(data['id'])}, {data['classes']:,} classes, model {escaped(found['provenance']['model']['id'])}.",
         "## Step by step: each stage and the one before",
-        _table(step_rows(found), STEP_COLUMNS),
+        markdown_table(STEP_COLUMNS, step_rows(found)),
         f"## Each stage and {first}",
-        _table(whole_rows(found), WHOLE_COLUMNS),
+        markdown_table(WHOLE_COLUMNS, whole_rows(found)),
         "## What changes at each stage",
         "\n".join(f"- {escaped(stage['title'])}: {escaped(stage['changes'])}." for stage in found["stages"]),
         "## How to read it",
         "\n\n".join(map(escaped, remarks(found))),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
-    return "\n".join([table_row(columns), table_row(["---"] * len(columns)), *(table_row([escaped(cell) for cell in row]) for row in rows)])
 
 
 def _figures(seen: Mapping[str, Any]) -> list[str]:

@@ -59,7 +59,15 @@ def build_index(
         UsageError: The limit is below 1, or the sampling is unknown.
         DataError: Two images share an id, or balanced sampling is asked of images without labels.
     """
-    positions = choose_positions(source.labels, limit=limit, seed=seed, sampling=sampling)
+    return index_positions(source, choose_positions(source.labels, limit=limit, seed=seed, sampling=sampling))
+
+
+def index_positions(source: Source, positions: Int64) -> DataIndex:
+    """Hash the images of a source at the given ascending positions in one streaming pass.
+
+    Raises:
+        DataError: Two images share an id.
+    """
     rows: dict[str, tuple[int, str, int]] = {}
     changes: set[str] = set()
     with bar(f"Hashing {source.id}", len(positions)) as advance:

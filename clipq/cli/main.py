@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("clipq.cli.export", "make a bundle: towers to ONNX, quantized graphs, engines"),
     "eval": ("clipq.cli.evaluate", "run the reliability suite on every engine of a bundle and compare with FP32 PyTorch"),
     "attribute": ("clipq.cli.attribute", "tell where between FP32 PyTorch and the deployed file an engine's loss arises"),
+    "calibration": ("clipq.cli.calibration", "tell how many calibration images a model needs, and how much the draw of them matters"),
     "compare": ("clipq.cli.compare", "compare two reports, with gates and an exit code"),
     "score": ("clipq.cli.score", "compute the metrics of stored outputs (.npz or .csv)"),
     "bench": ("clipq.cli.bench", "measure latency, throughput, memory and size of every engine of a bundle"),
@@ -56,7 +57,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _overview() -> str:
     lines = [f"clipq {__version__}: may this quantized CLIP ship?", "", "usage: clipq COMMAND [OPTIONS]", ""]
-    lines += [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += [f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items()]
     lines += ["", "clipq COMMAND --help tells more. clipq-export is the same as clipq export."]
     lines += ["Exit codes: 0 ok, 1 error, 2 usage, 3 gate failed, 4 runtime or device missing, 5 refused (hash or trust), 130 interrupted."]
     return "\n".join(lines)

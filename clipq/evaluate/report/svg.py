@@ -72,6 +72,12 @@ def line(frame: Frame, points: Sequence[Point], kind: str) -> str:
     return f'<polyline class="{kind}" points="{pixels}"/>'
 
 
+def area(frame: Frame, points: Sequence[Point], kind: str, hint: str) -> str:
+    """Return the area inside a line through data points, closed from the last to the first; ``hint`` shows on pointing."""
+    pixels = " ".join(f"{x},{y}" for x, y in (frame.at(*point) for point in points))
+    return f'<polygon class="{kind}" points="{pixels}"><title>{html.escape(hint)}</title></polygon>'
+
+
 def dot(frame: Frame, point: Point, radius: float, kind: str, hint: str) -> str:
     """Return a dot of ``radius`` pixels at a data point; ``hint`` shows on pointing."""
     x, y = frame.at(*point)
