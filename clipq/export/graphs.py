@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from clipq.engines.base import Tower
+from clipq.engines.golden import Golden
 from clipq.errors import ExportError
 from clipq.export.calibration import Calibration
-from clipq.export.golden import Golden
 from clipq.export.parity import measure
 from clipq.export.quantize.dynamic import quantize_dynamic
 from clipq.export.quantize.fp8 import write_fp8

@@ -11,6 +11,7 @@ from clipq.artifact import MANIFEST, Bundle, EngineEntry, Manifest, ModelEntry, 
 from clipq.calib_data.table import open_source
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Tower
+from clipq.engines.golden import PICTURE_TENSORS, PICTURES, TENSORS, Golden, read_golden
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
 from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
@@ -19,11 +20,12 @@ from clipq.engines.torch.patches import PatchTower, require_patches
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.engines import TOWERS, EngineBuilder
-from clipq.export.golden import Golden, make_golden, read_golden, write_golden
+from clipq.export.golden import make_golden, write_golden
 from clipq.export.graphs import CALIBRATED, GraphMaker, graph_name
 from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
+from clipq.export.pictures import PICTURE_NAMES, write_pictures
 from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.stages import Facts, Stages, refuse_foreign
 from clipq.export.tokenizer import export_tokenizer
@@ -199,11 +201,16 @@ def _make_description(folder: Path, checkpoint: Checkpoint, stages: Stages, cali
 
 def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages, patches: PatchTower | None) -> Golden:
     def make() -> Facts:
-        write_golden(folder / "golden.npz", make_golden(checkpoint, patches))
+        write_golden(folder / TENSORS, make_golden(checkpoint, patches))
         return {}
 
-    stages.run("golden tensors", ["golden.npz"], checkpoint.state_sha256, make)
-    return read_golden(folder / "golden.npz")
+    def make_pictures() -> Facts:
+        write_pictures(folder, checkpoint)
+        return {}
+
+    stages.run("golden tensors", [TENSORS], checkpoint.state_sha256, make)
+    stages.run("golden pictures", [*PICTURE_NAMES, PICTURES, PICTURE_TENSORS], checkpoint.state_sha256, make_pictures)
+    return read_golden(folder / TENSORS)
 
 
 def _make_tower(checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower, patches: PatchTower | None) -> Facts:
