@@ -11,14 +11,19 @@ import numpy.typing as npt
 
 from clipq.calib_data.source import Sample, Source
 from clipq.errors import DataError
+from clipq.files import sha256_json
 
 
 @dataclass(frozen=True, slots=True)
 class ClassNames:
-    """Classes and the templates that their texts were made with."""
+    """Classes and the templates that their texts are made with."""
 
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Return the hash of the class texts: equal hashes mean the same classes in the same order, in the same words."""
+        return sha256_json([list(self.classnames), list(self.templates)])
 
 
 class Relabelled:

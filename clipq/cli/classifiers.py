@@ -30,7 +30,7 @@ def classifiers_asked(texts: Sequence[str], calibration: str) -> dict[str, str]:
     """
     if not texts:
         return {}
-    from clipq.evaluate.classifiers import check_classifiers
+    from clipq.evaluate.classifier_making import check_classifiers
 
     asked: dict[str, str] = {}
     for text in texts:

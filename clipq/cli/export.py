@@ -216,7 +216,7 @@ def _export(args: argparse.Namespace) -> Bundle:
     bundle = export_bundle(recipe, args.output, resume=args.resume, choose_kept=_search(recipe))
     if not asked:
         return bundle
-    from clipq.evaluate.classifiers import add_classifiers
+    from clipq.evaluate.classifier_making import add_classifiers
 
     return add_classifiers(args.output, asked)
 

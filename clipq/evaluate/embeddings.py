@@ -12,6 +12,7 @@ import numpy as np
 
 from clipq.artifact import Bundle
 from clipq.calib_data.preprocess import Preprocess
+from clipq.calib_data.relabelled import ClassNames
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Engine, Float32
 from clipq.engines.table import open_engine
@@ -111,6 +112,7 @@ class Embedded:
                 "skipped": [images.index.ids[row] for row in np.flatnonzero(~self.readable[name])],
                 "templates": list(images.source.templates) if name in self.inside else [],
                 "role": "id" if name in self.inside else "ood",
+                **({"class_texts_sha256": _class_texts(images)} if name in self.inside else {}),
                 **({"distance": images.distance} if images.distance else {}),
             }
             for name, images in {**self.inside, **self.outside}.items()
@@ -203,6 +205,10 @@ def _classifier_facts(
     """Return ID data set -> engine id -> everything that decides its class embeddings."""
     facts = {data: {**text_facts(tokens[data], work), "templates": len(images.source.templates)} for data, images in inside.items()}
     return {data: {name: {**tower_facts(bundle, name, "text"), **own} for name in engine_ids} for data, own in facts.items()}
+
+
+def _class_texts(images: EvalSet) -> str:
+    return ClassNames(images.source.classnames, images.source.templates).sha256()
 
 
 def _given_facts(given: Mapping[str, Float32], inside: Mapping[str, EvalSet]) -> dict[str, dict[str, Any]]:

@@ -16,12 +16,13 @@ from clipq.evaluate.latency import bench
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.selection import left_out, usable_engines
 from clipq.evaluate.verify.pictures import PicturesHere, check_pictures, describe_pixels, look_at
+from clipq.evaluate.verify.schema import SCHEMA
+from clipq.evaluate.verify.thresholds import replay_thresholds
 from clipq.evaluate.verify.towers import check_towers
 from clipq.files import sha256_file
 from clipq.machine import usable_cores
 from clipq.progress import bar, note
 
-SCHEMA = "clipq.verify/1"
 NO_PICTURES = "the bundle was exported without golden pictures, so the preprocessing was not compared; export it again to have them"
 
 
@@ -168,4 +169,6 @@ def _check_engines(
 def _check_engine(bundle: Bundle, engine_id: str, inputs: tuple[Golden, PicturesHere | None], threads: int) -> dict[str, Any]:
     golden, here = inputs
     with open_engine(bundle, engine_id, threads) as engine:
-        return {"golden": check_towers(bundle, engine, golden), "pictures": check_pictures(engine, here) if here else None}
+        found = {"golden": check_towers(bundle, engine, golden), "pictures": check_pictures(engine, here) if here else None}
+        thresholds = replay_thresholds(bundle, engine, here.pixels if here else None)
+    return found if thresholds is None else {**found, "thresholds": thresholds}
