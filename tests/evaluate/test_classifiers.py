@@ -239,6 +239,16 @@ def test_thresholds_are_replayed_with_the_classifier_of_their_class_texts(tmp_pa
     }
 
 
+def test_verification_reads_every_classifier(tmp_path: Path) -> None:
+    """A classifier whose vectors do not fit is found on the device before anybody evaluates with it."""
+    make_golden_bundle(tmp_path)
+    bundle = add_classifiers(tmp_path, {"scenes": "synthetic:scenes"})
+    assert verify_bundle(bundle, VerifyOptions(bench_seconds=0))["bundle"]["classifiers"] == ["scenes"]
+    np.save(tmp_path / VECTORS, np.zeros((60, DIM), np.float32))
+    with pytest.raises(RefusedError, match="expected unit vectors"):
+        verify_bundle(rewrite_manifest(tmp_path, bundle.manifest.engines), VerifyOptions(bench_seconds=0))
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
