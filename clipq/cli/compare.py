@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
         "Compare two reports (A is the old one), two engines of one report (--engines a,b), or, with one report alone, its engines "
-        "with its baseline."
+        "with its baseline. Two records of clipq verify, or a report and such a record, show what a device does otherwise than the host."
     )
-    parser.add_argument("reports", metavar="REPORT", type=Path, nargs="+", help="report.json or its folder; one or two of them")
+    parser.add_argument("reports", metavar="REPORT", type=Path, nargs="+", help="report.json, verify.json or a folder of one; one or two")
     parser.add_argument(
         "--engines", metavar="ENGINE,...", type=comma_list, default=(), help="two engines of one report, or which engines of two reports"
     )
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         write_json_option(args.json, comparison)
     write_for_ci(args, comparison)
     if args.json != "-":
-        print(summary(comparison))
+        print(_text(comparison))
     if gates_asked(args):
         end_on_failure(comparison["gates"], require_proof=args.require_proof)
     return 0
@@ -58,9 +58,12 @@ def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str], re
     from clipq.evaluate.difference import between_engines, between_reports, of_one_report
     from clipq.evaluate.gates.presets import check_baseline
     from clipq.evaluate.report.read import read_report
+    from clipq.evaluate.verify.read import is_verification
 
     if len(paths) > 2:
         raise UsageError("too many reports", found=len(paths), expected="one or two")
+    if any(map(is_verification, paths)):
+        return _compare_devices(paths, engines)
     stored = read_report(paths[0])
     known = {engine: str(entry.get("precision")) for engine, entry in stored.report["engines"].items()}
     if len(paths) == 2:
@@ -75,6 +78,24 @@ def _compare(paths: list[Path], engines: tuple[str, ...], presets: list[str], re
     baseline = engines[0] if engines else stored.report["baseline"]
     check_baseline(presets, {baseline: known.get(baseline, "fp32")})  # one that is not there is an error of its own
     return between_engines(stored, *engines, resamples=resamples) if engines else of_one_report(stored)
+
+
+def _compare_devices(paths: list[Path], engines: tuple[str, ...]) -> dict[str, Any]:
+    from clipq.evaluate.verify.difference import between_records
+
+    if len(paths) != 2:
+        raise UsageError(
+            "one record of clipq verify has nothing to be compared with", fix="Name the host's record first, then the device's."
+        )
+    return between_records(paths[0], paths[1], engines)
+
+
+def _text(comparison: dict[str, Any]) -> str:
+    if "verification" not in comparison:
+        return summary(comparison)
+    from clipq.cli.verification import verification_summary
+
+    return verification_summary(comparison)
 
 
 def summary(comparison: dict[str, Any]) -> str:

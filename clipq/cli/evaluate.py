@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--ood-{distance}", metavar="DATA,...", type=comma_list, default=(), help=what)
     retrieval = "images with captions, to be found by each other: wds:PATH, captions:FILE.csv@ROOT or synthetic:scenes-captions"
     parser.add_argument("--retrieval", metavar="DATA,...", type=comma_list, default=(), help=retrieval)
+    classes = (
+        "classify --data by this classifier of the bundle, whose class names theirs must be among; needs no tokenizer and no text tower"
+    )
+    parser.add_argument("--classifier", metavar="NAME", default="", help=classes)
     add_output(parser, "folder for report.json, report.md, report.html and samples.parquet")
     parser.add_argument("--engines", metavar="ENGINE,...", type=comma_list, default=(), help="which engines (default: all that run here)")
     parser.add_argument("--baseline", metavar="ENGINE", default="torch-fp32", help="compare with this engine (default: torch-fp32)")
@@ -93,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         tune_scale=args.tune_scale,
         **robustness_asked(args),
         noise=corruptions_asked(args),
+        classifier=args.classifier,
     )
     bundle = Bundle.open(args.bundle, trust_plans=args.trust_engine)
     if args.save_thresholds:
@@ -120,4 +125,5 @@ def summary(report: dict[str, Any], folder: Path) -> str:
         lines += [f"  {why}" for why in verdict["why"]]
     if not lines:
         lines.append(f"only {report['baseline']} was evaluated, so there is nothing to compare")
-    return "\n".join([*lines, f"Report: {folder / 'report.html'}"])
+    page = next((path for path in (folder / "report.html", folder / "report.md") if path.exists()), folder / "report.json")
+    return "\n".join([*lines, f"Report: {page}"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipq.cli.methods import add_methods, add_training, asked_engines, list_methods
+from clipq.cli.classifiers import add_classifiers_option, classifiers_asked
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list
 from clipq.errors import UsageError, missing_extra
 from clipq.files import write_json
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_mixed(parser, default)
     add_training(parser, default)
     _add_plans(parser, default)
+    add_classifiers_option(parser)
     add_seed(parser)
     add_resume(parser)
     add_json(parser)
@@ -189,8 +191,9 @@ def _refuse_export_options(args: argparse.Namespace) -> None:
         )
         if getattr(args, name) != getattr(default, name, ())
     ]
-    if asked or args.max_drop:
-        names = ", ".join([*asked, *(["--max-drop"] if args.max_drop else [])])
+    asked += [name for name, given in (("--max-drop", args.max_drop), ("--classifier", args.classifier)) if given]
+    if asked:
+        names = ", ".join(asked)
         raise UsageError("--rebuild builds plans from the graphs that are there", found=names, fix="Drop these, or export anew.")
 
 
@@ -220,9 +223,15 @@ def _export(args: argparse.Namespace) -> Bundle:
         seed=args.seed,
         **{name: getattr(args, name) for name in Recipe(model="").training},
     )
-    from clipq.export.pipeline import export_bundle
+    from clipq.export.pipeline import complete, export_bundle
 
-    return export_bundle(recipe, args.output, resume=args.resume, choose_kept=_search(recipe))
+    asked = classifiers_asked(args.classifier, complete(recipe).calib if args.classifier else "")
+    bundle = export_bundle(recipe, args.output, resume=args.resume, choose_kept=_search(recipe))
+    if not asked:
+        return bundle
+    from clipq.evaluate.classifier_making import add_classifiers
+
+    return add_classifiers(args.output, asked)
 
 
 def _search(recipe: Recipe) -> ChooseKept | None:

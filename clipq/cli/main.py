@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("clipq.cli.compare", "compare two reports, with gates and an exit code"),
     "score": ("clipq.cli.score", "compute the metrics of stored outputs (.npz or .csv)"),
     "bench": ("clipq.cli.bench", "measure latency, throughput, memory and size of every engine of a bundle"),
+    "verify": ("clipq.cli.verify", "check on a device that a bundle does what it did where it was exported; needs no torch"),
     "doctor": ("clipq.cli.doctor", "tell which runtimes and devices are usable here, and how to get the missing ones"),
     "demo": ("clipq.cli.demo", "the whole road on the embedded model and data, no network, a report at the end"),
 }

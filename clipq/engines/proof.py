@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipq.artifact import Bundle
+from clipq.errors import RefusedError
 
 LayerKind = Literal["product", "convolution", "attention", "softmax", "normalisation", "reformat", "other"]
 Attention = Literal["fused", "partly fused", "not fused", "none", "unknown"]
@@ -69,7 +70,7 @@ def read_work(bundle: Bundle, engine_id: str) -> dict[str, dict[str, int]]:
     """Return tower -> node of the portable graph -> multiply-adds of one sample, from ``engine.json``; empty where it names none.
 
     Raises:
-        RefusedError: ``engine.json`` is not the file the manifest names.
+        RefusedError: ``engine.json`` is not the file the manifest names, or does not describe an engine.
     """
     return _table(bundle, engine_id, "work")
 
@@ -78,7 +79,7 @@ def read_asked(bundle: Bundle, engine_id: str) -> dict[str, dict[str, int]]:
     """Return tower -> precision -> multiply-adds of one sample that the graph asks for, from ``engine.json``; empty where it names none.
 
     Raises:
-        RefusedError: ``engine.json`` is not the file the manifest names.
+        RefusedError: ``engine.json`` is not the file the manifest names, or does not describe an engine.
     """
     return _table(bundle, engine_id, "asked")
 
@@ -87,8 +88,11 @@ def _table(bundle: Bundle, engine_id: str, key: str) -> dict[str, dict[str, int]
     name = f"engines/{engine_id}/engine.json"
     if name not in bundle.manifest.files:
         return {}
-    found: dict[str, dict[str, int]] = json.loads(bundle.file(name).read_text()).get(key, {})
-    return found
+    path = bundle.file(name)
+    try:
+        return {tower: dict(counts) for tower, counts in json.loads(path.read_text()).get(key, {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RefusedError(f"{path} does not describe an engine", found=error, fix="Export the bundle again.") from error
 
 
 def work_of_name(name: str, work: Mapping[str, int]) -> int:

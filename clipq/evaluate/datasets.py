@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from clipq.artifact import Bundle
 from clipq.calib_data.index import DataIndex, build_index
 from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, TRAINING_LIST, read_calibration_list, refuse_overlap
+from clipq.calib_data.relabelled import ClassNames, Relabelled
 from clipq.calib_data.source import Source
 from clipq.calib_data.table import open_source
 from clipq.errors import DataError, UsageError
@@ -31,8 +32,11 @@ def load_sets(  # noqa: PLR0913 - each is one choice of the caller
     seed: int,
     near: Sequence[str] = (),
     far: Sequence[str] = (),
+    classes: ClassNames | None = None,
 ) -> tuple[dict[str, EvalSet], dict[str, EvalSet]]:
     """Return the ID and the OOD data sets by their canonical ids, in the order they were named: near, far, then those without a distance.
+
+    With ``classes``, ID images are classified among these and not among those of their data set.
 
     Raises:
         UsageError: No ID data set is named, one is named as two kinds, or an id is unknown.
@@ -41,6 +45,8 @@ def load_sets(  # noqa: PLR0913 - each is one choice of the caller
     if not id_data:
         raise UsageError("no data set to evaluate on", fix="Name one with --data.")
     inside = _by_id(id_data)
+    if classes is not None:
+        inside = {name: Relabelled(source, classes) for name, source in inside.items()}
     placed = {"near": _by_id(near), "far": _by_id(far)}
     if twice := placed["near"].keys() & placed["far"].keys():
         raise UsageError(f"{', '.join(sorted(twice))} is named by --ood-near and by --ood-far", fix="Name it once.")

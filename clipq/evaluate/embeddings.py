@@ -12,6 +12,7 @@ import numpy as np
 
 from clipq.artifact import Bundle
 from clipq.calib_data.preprocess import Preprocess
+from clipq.calib_data.relabelled import ClassNames
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Engine, Float32
 from clipq.engines.table import open_engine
@@ -42,6 +43,7 @@ class Embedded:
         text_stores: The same for the prompts of the ID data sets.
         negatives: The negative words of NegLabel, where it was asked for.
         patches: What is kept of patch tokens, where the bundle has them.
+        given: Engine id -> class embeddings that the bundle has, unit vectors; for every ID data set, whose texts are then not embedded.
     """
 
     engine_ids: Sequence[str]
@@ -52,6 +54,7 @@ class Embedded:
     text_stores: EngineStores
     negatives: Negatives | None = None
     patches: PatchStores | None = None
+    given: Mapping[str, Float32] | None = None
 
     def images(self, engine_id: str, data: str) -> Float32:
         """Return an engine's raw embeddings of the readable images, float32 ``(n, dim)``."""
@@ -70,6 +73,8 @@ class Embedded:
 
     def classes(self, engine_id: str, data: str) -> Float32:
         """Return an engine's zero-shot classifier for an ID data set, unit vectors, float32 ``(classes, dim)``."""
+        if self.given is not None:
+            return self.given[engine_id]
         return _classes(self.inside[data], self.text_stores[data][engine_id], engine_id)
 
     def extra_scores(self, engine_id: str, data: str, classifier: str) -> dict[str, Float64]:
@@ -107,6 +112,7 @@ class Embedded:
                 "skipped": [images.index.ids[row] for row in np.flatnonzero(~self.readable[name])],
                 "templates": list(images.source.templates) if name in self.inside else [],
                 "role": "id" if name in self.inside else "ood",
+                **({"class_texts_sha256": _class_texts(images)} if name in self.inside else {}),
                 **({"distance": images.distance} if images.distance else {}),
             }
             for name, images in {**self.inside, **self.outside}.items()
@@ -122,6 +128,7 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
     *,
     resume: bool,
     neglabel: NegLabelPlan | None = None,
+    given: Mapping[str, Float32] | None = None,
 ) -> Embedded:
     """Embed what no store under ``root`` holds yet, with every engine, and return all of it.
 
@@ -133,11 +140,12 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
         root: Folder of the stores.
         resume: Go on with unfinished stores.
         neglabel: Which words to embed too, for NegLabel.
+        given: As in ``Embedded``.
     """
     inside, outside = sets
     everything = {**inside, **outside}
     preprocess = Preprocess.from_file(bundle.file("preprocess.json"))
-    texts = {data: prompts(images.source.classnames, images.source.templates) for data, images in inside.items()}
+    texts = {} if given else {data: prompts(images.source.classnames, images.source.templates) for data, images in inside.items()}
     foreign = neglabel.texts({data: images.source.classnames for data, images in inside.items()}) if neglabel else {}
     tokens = tokenise(bundle, texts | foreign)
     stores = Stores(root, resume=resume)
@@ -150,22 +158,29 @@ def embed_everything(  # noqa: PLR0913 - each is one choice of the caller
         data: {name: stores.of({**tower_facts(bundle, name, "text"), **text_facts(ids, work)}) for name in engine_ids}
         for data, ids in tokens.items()
     }
-    patches = PatchStores.planned(bundle, stores, facts, _classifier_facts(bundle, engine_ids, inside, tokens, work))
+    described = _given_facts(given, inside) if given else _classifier_facts(bundle, engine_ids, inside, tokens, work)
+    patches = PatchStores.planned(bundle, stores, facts, described)
     missing = {name for table in (image_stores, text_stores) for row in table.values() for name, store in row.items() if not store.finished}
     missing |= patches.unfinished() if patches else set()
+
+    def classes_of(name: str, own: str) -> Float32:
+        return given[name] if given else _classes(inside[own], text_stores[own][name], name)
+
     with opened(bundle, [name for name in engine_ids if name in missing], work) as engines:
         for data, ids in tokens.items():
             embed_texts(engines, text_stores[data], ids, work)
         for data, images in everything.items():
-            kept = patches.reductions(data, lambda name, own: _classes(inside[own], text_stores[own][name], name)) if patches else {}
+            kept = patches.reductions(data, classes_of) if patches else {}
             embed_images(engines, image_stores[data], images, preprocess, work, kept)
     readable = {data: readable_images(row) for data, row in image_stores.items()}
     negatives = Negatives.mined(neglabel, engine_ids[0], list(inside), text_stores) if neglabel else None
-    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives, patches)
+    return Embedded(engine_ids, inside, outside, readable, image_stores, text_stores, negatives, patches, given)
 
 
 def tokenise(bundle: Bundle, texts: Mapping[str, Sequence[str]]) -> dict[str, Tokens]:
-    """Return name -> token ids of every text, int32 ``(texts, context length)``."""
+    """Return name -> token ids of every text, int32 ``(texts, context length)``; without texts no tokenizer is loaded."""
+    if not texts:
+        return {}
     folder = bundle.folder / "tokenizer"
     for name in bundle.manifest.files:
         if name.startswith("tokenizer/"):
@@ -190,6 +205,16 @@ def _classifier_facts(
     """Return ID data set -> engine id -> everything that decides its class embeddings."""
     facts = {data: {**text_facts(tokens[data], work), "templates": len(images.source.templates)} for data, images in inside.items()}
     return {data: {name: {**tower_facts(bundle, name, "text"), **own} for name in engine_ids} for data, own in facts.items()}
+
+
+def _class_texts(images: EvalSet) -> str:
+    return ClassNames(images.source.classnames, images.source.templates).sha256()
+
+
+def _given_facts(given: Mapping[str, Float32], inside: Mapping[str, EvalSet]) -> dict[str, dict[str, Any]]:
+    """Return the same for class embeddings that the bundle has."""
+    facts = {name: {"classes": sha256_bytes(np.ascontiguousarray(vectors).tobytes())} for name, vectors in given.items()}
+    return {data: dict(facts) for data in inside}
 
 
 def text_facts(tokens: Tokens, work: Work) -> dict[str, Any]:

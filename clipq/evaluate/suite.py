@@ -13,6 +13,7 @@ from clipq.calib_data.corruptions.table import VERSION
 from clipq.errors import UsageError
 from clipq.evaluate.answers import probability_rule
 from clipq.evaluate.arms import describe_arms, fit_scales, load_tuning_set, require_softmax
+from clipq.evaluate.classifiers import Classifier, read_classifier, read_vectors
 from clipq.evaluate.data_means import data_means, sets_to_average
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
@@ -22,7 +23,7 @@ from clipq.evaluate.latency import bench
 from clipq.evaluate.neglabel import NegLabelOptions, NegLabelPlan
 from clipq.evaluate.proof import prove
 from clipq.evaluate.provenance import describe_engine, describe_run
-from clipq.evaluate.report.write import SCHEMA, require_report_libraries, write_report
+from clipq.evaluate.report.write import SCHEMA, tell_missing_libraries, write_report
 from clipq.evaluate.retrieval import evaluate_retrieval, load_caption_sets
 from clipq.evaluate.robustness.block import Evaluated, robustness_parts
 from clipq.evaluate.robustness.noise_options import NoiseOptions
@@ -63,6 +64,7 @@ class EvalOptions:
         spurious: Pairs of a common and a counter group, likewise.
         tune_scale: A labelled data set, apart from the others, on which a logit scale is fitted for an arm of every engine.
         noise: Also measure the errors on corrupted copies of the ID data sets, in this way.
+        classifier: Classify the images of every ID data set by this classifier of the bundle; empty embeds the texts of each set.
     """
 
     data: tuple[str, ...]
@@ -88,6 +90,7 @@ class EvalOptions:
     spurious: tuple[tuple[str, str], ...] = ()
     tune_scale: str | None = None
     noise: NoiseOptions | None = None
+    classifier: str = ""
 
     def __post_init__(self) -> None:
         least: dict[str, tuple[float | None, float]] = {
@@ -102,6 +105,8 @@ class EvalOptions:
                 raise UsageError(f"{name} is wrong", found=value, expected=f"a number of at least {smallest}")
         if self.neglabel and not (self.ood or self.ood_near or self.ood_far):
             raise UsageError("--neglabel scores OOD data, and there is none", fix="Name some with --ood.")
+        if self.neglabel and self.classifier:
+            raise UsageError("--neglabel embeds words, and --classifier embeds no texts", fix="Drop one of them.")
 
 
 def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[str, Any]:
@@ -109,24 +114,26 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
 
     Raises:
         UsageError: An engine, data set, rule or preset is unknown, or a preset is not about this baseline.
-        MissingRuntimeError: A runtime that was asked for, or a library of the report, is not installed.
+        MissingRuntimeError: A runtime that was asked for is not installed.
         DataError: The data is unusable, or was used for calibration.
         EngineError: An engine failed, or does not run in the precision it is named after.
         RefusedError: A file is not what the manifest says.
     """
-    require_report_libraries()
+    tell_missing_libraries()
     gates = read_gates(options.rules, options.presets)
     neglabel = NegLabelPlan.of(options.neglabel) if options.neglabel else None
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     check_baseline(options.presets, {options.baseline: bundle.manifest.engines[options.baseline].precision})
     threads = options.threads or usable_cores()
-    inside, outside, pairs = _load(bundle, options)
+    found_classifier = read_classifier(bundle, options.classifier) if options.classifier else None
+    given = {name: read_vectors(bundle, found_classifier, name) for name in engine_ids} if found_classifier else None
+    inside, outside, pairs = _load(bundle, options, found_classifier)
     tuning_set = _tuning_set(bundle, options, [*inside.values(), *outside.values()])
     captioned = load_caption_sets(bundle, options.retrieval, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
     work = plan_work(threads, options.batch_size)
     root = folder / "embeddings"
-    embedded = embed_everything(bundle, engine_ids, (inside, outside), work, root, resume=options.resume, neglabel=neglabel)
+    embedded = embed_everything(bundle, engine_ids, (inside, outside), work, root, resume=options.resume, neglabel=neglabel, given=given)
     resampling: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
     found = evaluate_retrieval(bundle, engine_ids, captioned, work, root, resume=options.resume, **resampling)
     tuning = embed_everything(bundle, engine_ids, (tuning_set, {}), work, root, resume=options.resume) if tuning_set else None
@@ -144,6 +151,7 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
             **_conditions(bundle, options, threads),
             "gates": describe_gates(gates),
             "left_out": left_out(bundle, options.engines),
+            **({"classifier": found_classifier.describe()} if found_classifier else {}),
             **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
             **({"patch_tokens": embedded.patches.describe()} if embedded.patches else {}),
         },
@@ -165,12 +173,13 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     return report
 
 
-def _load(bundle: Bundle, options: EvalOptions) -> tuple[dict[str, EvalSet], dict[str, EvalSet], Pairs]:
+def _load(bundle: Bundle, options: EvalOptions, chosen: Classifier | None) -> tuple[dict[str, EvalSet], dict[str, EvalSet], Pairs]:
     """Return the ID and the OOD data sets, and which of the former belong together."""
     images: dict[str, Any] = {"limit": options.limit, "seed": options.seed, "near": options.ood_near, "far": options.ood_far}
     asked = {"shift": canonical(options.shift), "spurious": canonical(options.spurious)}
     named = [data_id for pairs in asked.values() for pair in pairs for data_id in pair]
-    inside, outside = load_sets(bundle, [*options.data, *named], options.ood, **images)
+    classes = chosen.classes if chosen else None
+    inside, outside = load_sets(bundle, [*options.data, *named], options.ood, **images, classes=classes)
     pairs = find_pairs(inside, **asked)
     check_groups({data: images.source.classnames for data, images in inside.items()}, pairs.spurious)
     return inside, outside, pairs

@@ -83,7 +83,7 @@ def _document(bundle: Bundle, engine_id: str, report: Mapping[str, Any]) -> dict
 
 def _entry(report: Mapping[str, Any], data: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     images = report["datasets"][data]
-    facts = {"sha256": images["sha256"], "n": images["n"], "classes": images["classes"], "templates": images["templates"]}
+    facts = {key: images[key] for key in ("sha256", "n", "classes", "templates", "class_texts_sha256") if key in images}
     return {**facts, "created": report["provenance"]["created"], "clipq": __version__, "scores": dict(scores)}
 
 

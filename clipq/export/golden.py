@@ -1,9 +1,9 @@
-"""Golden tensors: fixed inputs and what FP32 PyTorch makes of them, so that any device can check its engines without torch."""
+"""Makes golden tensors: fixed inputs and what FP32 PyTorch makes of them, so that any device can check its engines without torch."""
 
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipq.calib_data.preprocess import Preprocess
-from clipq.engines.base import Float32, Tower
+from clipq.engines.golden import Golden
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.engines.torch.patches import PatchTower
 from clipq.files import atomic_path
@@ -31,37 +31,6 @@ _TEXTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """Inputs and FP32 outputs, row by row.
-
-    Attributes:
-        pixels: float32 ``(8, 3, height, width)``.
-        tokens: int32 ``(8, context length)``.
-        image_embedding: float32 ``(8, embed dim)``, not normalised.
-        text_embedding: float32 ``(8, embed dim)``, not normalised.
-        patches: float32 ``(8, patches, embed dim)``, not normalised; None where the bundle has no patch tokens.
-    """
-
-    pixels: Float32
-    tokens: npt.NDArray[np.int32]
-    image_embedding: Float32
-    text_embedding: Float32
-    patches: Float32 | None = None
-
-    def inputs(self, tower: Tower) -> npt.NDArray[Any]:
-        """Return the inputs of a tower."""
-        return self.pixels if tower == "image" else self.tokens
-
-    def outputs(self, tower: Tower) -> Float32:
-        """Return PyTorch's outputs of a tower."""
-        return self.image_embedding if tower == "image" else self.text_embedding
-
-    def patch_tokens(self, tower: Tower) -> Float32 | None:
-        """Return PyTorch's patch tokens, where a tower has any."""
-        return self.patches if tower == "image" else None
-
-
 def make_golden(checkpoint: Checkpoint, patches: PatchTower | None = None) -> Golden:
     """Return the golden tensors of a model: drawn images, so that a bundle carries nobody's photographs, and fixed prompts.
 
@@ -78,26 +47,28 @@ def make_golden(checkpoint: Checkpoint, patches: PatchTower | None = None) -> Go
 def draw_images(preprocess: Preprocess, count: int = COUNT) -> npt.NDArray[np.uint8]:
     """Return images with coarse, middle and fine random structure, uint8 ``(count, 3, height, width)``; always the same ones."""
     generator = np.random.default_rng(0)
-    height, width = preprocess.size
-    images = np.zeros((count, height, width, 3))
-    for row in range(count):
-        for weight, grid in _STRUCTURE:
-            coarse = Image.fromarray(generator.integers(0, 256, (grid, grid, 3), dtype=np.uint8))
-            images[row] += weight * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
-    return np.ascontiguousarray(images.round().astype(np.uint8).transpose(0, 3, 1, 2))
+    images = [draw_picture(generator, *preprocess.size) for _ in range(count)]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def draw_picture(generator: np.random.Generator, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return one such image, uint8 ``(height, width, 3)``."""
+    picture = np.zeros((height, width, 3))
+    for weight, grid in _STRUCTURE:
+        coarse = Image.fromarray(generator.integers(0, 256, (grid, grid, 3), dtype=np.uint8))
+        picture += weight * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return picture.round().astype(np.uint8)
 
 
 def write_golden(path: Path, golden: Golden) -> None:
-    """Write ``golden.npz`` atomically, without pickle and without times, so that equal tensors give equal bytes."""
+    """Write ``golden.npz``; what is None is left out."""
+    arrays = {name: getattr(golden, name) for name in Golden.__dataclass_fields__}
+    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an npz atomically, without pickle, compression and times, so that equal arrays give equal bytes."""
     with atomic_path(path) as part, zipfile.ZipFile(part, "w") as archive:
-        for name in golden.__dataclass_fields__:
-            if getattr(golden, name) is None:
-                continue
+        for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, getattr(golden, name), allow_pickle=False)
-
-
-def read_golden(path: Path) -> Golden:
-    """Read a ``golden.npz`` whose hash was checked."""
-    with np.load(path, allow_pickle=False) as stored:
-        return Golden(**{name: stored[name] for name in Golden.__dataclass_fields__ if name in stored})
+                np.lib.format.write_array(stream, array, allow_pickle=False)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy.typing as npt
 
 from clipq.engines.base import Tower
+from clipq.engines.golden import Golden
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.engines.torch.patches import PatchTower
 from clipq.errors import ExportError
 from clipq.export.calibration import Calibration
-from clipq.export.golden import Golden
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity, measure
 from clipq.export.qat.asked import is_trained

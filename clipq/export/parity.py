@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clipq.engines.base import Float32
+from clipq.engines.closeness import BATCH_SIZES, FIGURES, MAX_RELATIVE_ERROR, beyond, compare_outputs, export_limits, golden_blocks
 from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError, missing_extra
 
-BATCH_SIZES = (1, 5)
-MAX_RELATIVE_ERROR = 1e-3  # of the largest output; two FP32 runtimes differ by 1e-7 to 1e-5, a wrong graph by more than 1e-2
-MIN_COSINE = 0.99999
-MIN_CENTRED_COSINE = 0.999  # of what is left without the common mean, where a small wrong term shows first
-_FIGURES = ("max_abs_error", "max_abs_output", "min_cosine", "min_centred_cosine")
+MEASURED_ROWS = sum(BATCH_SIZES)
 
 
 def check_parity(path: Path, inputs: npt.NDArray[Any], expected: Float32, patches: Float32 | None = None) -> dict[str, Any]:
@@ -76,37 +73,12 @@ def compare_towers(path: Path, found: Sequence[Float32], expected: Float32, patc
     return figures
 
 
-def compare_outputs(found: Float32, expected: Float32) -> dict[str, float]:
-    """Return the figures of ``check_parity`` for outputs ``(n, d)``; ``found`` must be finite."""
-    mean = expected.mean(axis=0, dtype=np.float64)
-    return {
-        "max_abs_error": float(np.abs(found - expected).max()),
-        "max_abs_output": float(np.abs(expected).max()),
-        "min_cosine": float(_cosine(found, expected).min()),
-        "min_centred_cosine": float(_cosine(found - mean, expected - mean).min()),
-    }
-
-
-def _cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    cosine: npt.NDArray[np.float64] = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return cosine
-
-
 def _gate(path: Path, figures: dict[str, Any], what: str = "") -> None:
-    limits = (
-        (
-            "max_abs_error",
-            figures["max_abs_error"] <= MAX_RELATIVE_ERROR * figures["max_abs_output"],
-            f"{MAX_RELATIVE_ERROR} of max_abs_output",
-        ),
-        ("min_cosine", figures["min_cosine"] >= MIN_COSINE, f"at least {MIN_COSINE}"),
-        ("min_centred_cosine", figures["min_centred_cosine"] >= MIN_CENTRED_COSINE, f"at least {MIN_CENTRED_COSINE}"),
-    )
-    for name, passed, expected in limits:
-        if not passed:
-            numbers = ", ".join(f"{key} {figures[key]:.6g}" for key in _FIGURES)
-            raise ExportError(f"{what}{path.name} does not match PyTorch and was deleted", found=numbers, expected=f"{name} {expected}")
+    limits = export_limits(figures["max_abs_output"])
+    for name in beyond(figures, limits):
+        numbers = ", ".join(f"{key} {figures[key]:.6g}" for key in FIGURES)
+        expected = f"{MAX_RELATIVE_ERROR} of max_abs_output" if name == "max_abs_error" else f"at least {limits[name]}"
+        raise ExportError(f"{what}{path.name} does not match PyTorch and was deleted", found=numbers, expected=f"{name} {expected}")
 
 
 def _run(path: Path, inputs: npt.NDArray[Any]) -> list[Float32]:
@@ -117,18 +89,11 @@ def _run(path: Path, inputs: npt.NDArray[Any]) -> list[Float32]:
     try:
         session = onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found = [session.run(None, {name: inputs[rows]}) for rows in _blocks()]
+        found = [session.run(None, {name: inputs[rows]}) for rows in golden_blocks(MEASURED_ROWS)]
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         first = str(error).strip().splitlines()[:1]
         raise ExportError(f"ONNX Runtime cannot run {path.name}", found=" ".join(first)) from error
     return [np.concatenate(blocks) for blocks in zip(*found, strict=True)]
-
-
-def _blocks() -> Iterator[slice]:
-    start = 0
-    for size in BATCH_SIZES:
-        yield slice(start, start + size)
-        start += size
 
 
 def _delete(path: Path) -> None:

@@ -12,6 +12,7 @@ from clipq.calib_data.sampling import TRAINING_LIST
 from clipq.calib_data.table import open_source
 from clipq.calib_data.tokenizer import Tokenizer
 from clipq.engines.base import Tower
+from clipq.engines.golden import PICTURE_TENSORS, PICTURES, TENSORS, Golden, read_golden
 from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
 from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
@@ -20,11 +21,12 @@ from clipq.engines.torch.patches import PatchTower, require_patches
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.engines import TOWERS, EngineBuilder
-from clipq.export.golden import Golden, make_golden, read_golden, write_golden
 from clipq.export.graphs import GraphMaker, graph_name, needs_images
+from clipq.export.golden import make_golden, write_golden
 from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
+from clipq.export.pictures import PICTURE_NAMES, write_pictures
 from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.qat.asked import check_training, is_trained, trained_methods
 from clipq.export.qat.pairs import TrainingData
@@ -209,11 +211,16 @@ def _make_description(folder: Path, checkpoint: Checkpoint, stages: Stages, cali
 
 def _make_golden(folder: Path, checkpoint: Checkpoint, stages: Stages, patches: PatchTower | None) -> Golden:
     def make() -> Facts:
-        write_golden(folder / "golden.npz", make_golden(checkpoint, patches))
+        write_golden(folder / TENSORS, make_golden(checkpoint, patches))
         return {}
 
-    stages.run("golden tensors", ["golden.npz"], checkpoint.state_sha256, make)
-    return read_golden(folder / "golden.npz")
+    def make_pictures() -> Facts:
+        write_pictures(folder, checkpoint)
+        return {}
+
+    stages.run("golden tensors", [TENSORS], checkpoint.state_sha256, make)
+    stages.run("golden pictures", [*PICTURE_NAMES, PICTURES, PICTURE_TENSORS], checkpoint.state_sha256, make_pictures)
+    return read_golden(folder / TENSORS)
 
 
 def _make_tower(checkpoint: Checkpoint, stages: Stages, golden: Golden, tower: Tower, patches: PatchTower | None) -> Facts:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+from odd_pictures import declared
 from PIL import Image
 
 from clipq.calib_data.index import DataIndex, build_index
@@ -91,12 +92,7 @@ def test_rows_are_of_the_index_not_the_source(photographs: list[bytes], preproce
 
 def _bomb(image: Callable[..., bytes]) -> bytes:
     """Return a PNG whose header claims 40,000 x 40,000 pixels."""
-    import struct
-    import zlib
-
-    data = image(0, kind="PNG")
-    header = b"IHDR" + struct.pack(">II", 40_000, 40_000) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    return declared(image, "PNG", 40_000)
 
 
 def _strip() -> bytes:

@@ -13,11 +13,12 @@ import pytest
 
 from clipq.artifact import Bundle
 from clipq.cli.main import main
+from clipq.engines.golden import read_golden
 from clipq.engines.table import open_engine
 from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.engines.torch.patches import PatchTower
 from clipq.errors import ExportError, UsageError
-from clipq.export.golden import make_golden, read_golden, write_golden
+from clipq.export.golden import make_golden, write_golden
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity
 from clipq.export.pipeline import export_bundle

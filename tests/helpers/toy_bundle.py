@@ -88,11 +88,13 @@ def make_toy_bundle(folder: Path, *, model: ModelEntry = MODEL, change: Mapping[
     return rewrite_manifest(folder, engines, model)
 
 
-def rewrite_manifest(folder: Path, engines: Mapping[str, EngineEntry], model: ModelEntry = MODEL) -> Bundle:
-    """Write a manifest that names every file as it now is, and open the bundle."""
+def rewrite_manifest(
+    folder: Path, engines: Mapping[str, EngineEntry], model: ModelEntry = MODEL, said: Mapping[str, Any] | None = None
+) -> Bundle:
+    """Write a manifest that names every file as it now is, with what the recipe says besides the model, and open the bundle."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     files = [name for name in files if name not in {"manifest.json", ".lock"}]
-    recipe = {"model": model.id}
+    recipe = {"model": model.id, **(said or {})}
     entries = {name: describe_file(folder, name) for name in files}
     write_manifest(folder, Manifest(model, entries, engines, recipe, sha256_json(recipe), {}, {}))
     return Bundle.open(folder)

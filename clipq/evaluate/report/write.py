@@ -1,4 +1,4 @@
-"""Write a report: report.json first, then the samples and the two renderings made from them, each file whole or absent."""
+"""Write a report: report.json first, then the renderings and samples that the libraries here can write, each file whole or absent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from clipq.errors import missing_extra
 from clipq.files import write_json, write_text
+from clipq.progress import note
 
 SCHEMA = "clipq.report/1"
+_WRITES: Mapping[str, str] = {"jinja2": "report.html", "pyarrow": "samples.parquet"}
 
 
 def require_report_libraries() -> None:
@@ -21,13 +23,20 @@ def require_report_libraries() -> None:
     Raises:
         MissingRuntimeError: jinja2 or pyarrow is missing; the line names the extra.
     """
-    missing = [name for name in ("jinja2", "pyarrow") if importlib.util.find_spec(name) is None]
+    missing = [library for library in _WRITES if not _installed(library)]
     if missing:
         raise missing_extra(", ".join(missing), "report")
 
 
+def tell_missing_libraries() -> None:
+    """Say, before any work, which files a report will lack because their libraries are not installed, as on a device."""
+    for library, file in _WRITES.items():
+        if not _installed(library):
+            note(f"{file} will not be written: {missing_extra(library, 'report')}")
+
+
 def write_report(report: dict[str, Any], samples: Mapping[str, npt.NDArray[Any]], folder: Path) -> None:
-    """Write ``report.json``, ``samples.parquet``, ``report.md`` and ``report.html`` into ``folder``.
+    """Write ``report.json``, ``report.md`` and, where jinja2 and pyarrow are installed, ``report.html`` and ``samples.parquet``.
 
     Args:
         report: As ``report.schema.json`` beside this file says.
@@ -37,14 +46,19 @@ def write_report(report: dict[str, Any], samples: Mapping[str, npt.NDArray[Any]]
 
     Raises:
         ClipqError: The disk is full or the folder cannot be written.
-        MissingRuntimeError: A library of the ``report`` extra is missing.
     """
-    require_report_libraries()
-    from clipq.evaluate.report.html import render_html
     from clipq.evaluate.report.markdown import render_markdown
     from clipq.evaluate.report.samples import write_samples
 
     write_json(folder / "report.json", report)
-    write_samples(samples, folder / "samples.parquet")
+    if _installed("pyarrow"):
+        write_samples(samples, folder / "samples.parquet")
     write_text(folder / "report.md", render_markdown(report))
-    write_text(folder / "report.html", render_html(report, samples))
+    if _installed("jinja2"):
+        from clipq.evaluate.report.html import render_html
+
+        write_text(folder / "report.html", render_html(report, samples))
+
+
+def _installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None

@@ -17,9 +17,10 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clipq.engines.base import Float32
+from clipq.engines.closeness import BATCH_SIZES
 from clipq.engines.onnxruntime.options import session_options
 from clipq.errors import ExportError
-from clipq.export.parity import BATCH_SIZES, compare_towers
+from clipq.export.parity import compare_towers
 from clipq.export.quantize.graph import load_graph, publish, save_graph, scratch_folder
 from clipq.export.typed.tensors import element_types
 from clipq.machine import usable_cores
