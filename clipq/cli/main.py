@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("clipq.cli.compare", "compare two reports, with gates and an exit code"),
     "score": ("clipq.cli.score", "compute the metrics of stored outputs (.npz or .csv)"),
     "bench": ("clipq.cli.bench", "measure latency, throughput, memory and size of every engine of a bundle"),
+    "pack": ("clipq.cli.pack", "pack a bundle into one file, the same bytes every time, signed where asked for"),
+    "unpack": ("clipq.cli.unpack", "unpack such a file into a bundle folder, every byte checked before it appears"),
     "doctor": ("clipq.cli.doctor", "tell which runtimes and devices are usable here, and how to get the missing ones"),
     "demo": ("clipq.cli.demo", "the whole road on the embedded model and data, no network, a report at the end"),
 }
