@@ -36,7 +36,7 @@ class PublicKey:
     @property
     def id(self) -> str:
         """The number as minisign prints it."""
-        return f"{int.from_bytes(self.number, 'little'):016X}"
+        return f"{int.from_bytes(self.number, 'little'):X}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def read_secret_key(path: Path) -> SecretKey:
     whole = len(data) == 158 and data[:2] == _KEY_TAG
     if whole and data[2:6] != _SECRET_HEAD[2:6]:
         raise UsageError(f"{path} is protected by a password", fix="Sign with minisign -S, or take a key of minisign -G -W.")
-    key, checksum = SecretKey(data[54:62], data[62:94]), hashlib.blake2b(_KEY_TAG + data[54:126], digest_size=32).digest()
-    if not whole or data[126:] != checksum or data[94:126] != key.public().key:
+    key = SecretKey(data[54:62], data[62:94])
+    if not whole or data[94:126] != key.public().key:  # the checksum is about passwords; minisign leaves it out without one
         raise UsageError(f"{path} is no secret key", expected="one of minisign -G -W", fix="Make one with clipq pack --make-key FILE.")
     return key
 

@@ -123,12 +123,12 @@ def _open(path: Path, entry: FileEntry) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise RefusedError(f"{path} cannot be read", found=error.strerror, expected="a regular file", fix="Export it again.") from error
-    stream = os.fdopen(handle, "rb")
     facts = os.fstat(handle)
-    if stat.S_ISREG(facts.st_mode) and facts.st_size == entry.size_bytes:
-        return stream
-    stream.close()
-    found = f"{facts.st_size} bytes" if stat.S_ISREG(facts.st_mode) else "no regular file"
+    regular = stat.S_ISREG(facts.st_mode)
+    if regular and facts.st_size == entry.size_bytes:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    found = f"{facts.st_size} bytes" if regular else "no regular file"
     raise RefusedError(
         f"{path} is not the file the manifest names",
         found=found,
