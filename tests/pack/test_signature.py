@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_bundle import make_toy_bundle
 
@@ -280,6 +280,7 @@ def test_made_keys_are_new_and_private(tmp_path: Path) -> None:
     assert read_secret_key(tmp_path / "a.key") == made
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.text(max_size=40))
 def test_any_comment_is_signed(tmp_path_factory: pytest.TempPathFactory, comment: str) -> None:
     """Whatever it holds, it stays one line and is what the check returns."""
