@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## install everything into .venv
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,report,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,report,pack,sign,tensorrt-rtx,dev]'
 	touch $@
 
 check: setup  ## style, types, import contracts

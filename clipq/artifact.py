@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from clipq.files import sha256_file, write_json
 
 SCHEMA = "clipq.bundle/1"
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 4 << 20  # bytes; a manifest of a thousand files has a tenth of it
 PLAN_SUFFIX = ".plan"  # an engine built for one device: executable code
 _TOWERS = frozenset({"image", "text"})  # files are named after them, so a manifest may not make up others
 
@@ -74,9 +76,10 @@ class EngineEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole of ``manifest.json``; ``recipe``, ``versions`` and ``device`` are plain JSON values.
+    """The whole of ``manifest.json``; ``recipe``, ``versions``, ``device`` and ``provenance`` are plain JSON values.
 
-    ``parent_sha256`` is the hash of the manifest that a rebuilt bundle was made from; empty for an export.
+    ``parent_sha256`` is the hash of the manifest that a rebuilt bundle was made from; empty for an export. ``provenance`` tells where
+    model, data and code came from; empty in bundles of older versions.
     """
 
     model: ModelEntry
@@ -87,6 +90,7 @@ class Manifest:
     versions: Mapping[str, str]
     device: Mapping[str, Any]
     parent_sha256: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Bundle:
@@ -114,21 +118,14 @@ class Bundle:
 
         Raises:
             UsageError: There is no bundle at ``folder``.
-            RefusedError: The manifest cannot be read, or is of an unknown schema version.
+            RefusedError: The manifest cannot be read, is too large, or is of an unknown schema version.
         """
         path = folder / MANIFEST
         if not path.is_file():
             raise UsageError(f"no bundle at {folder}", found="no manifest.json", fix="Make one with: clipq-export MODEL -o DIR")
-        try:
-            value = json.loads(path.read_text())
-            schema = value["schema"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(f"{path} is not a manifest", found=error, fix="Export the bundle again.") from error
-        if schema != SCHEMA:
-            raise RefusedError(
-                f"{path} has an unknown schema", found=schema, expected=SCHEMA, fix="Use the clipq that wrote it, or export again."
-            )
-        return cls(folder, _manifest_from_json(value, path), trust_plans=trust_plans)
+        with path.open("rb") as stream:
+            data = stream.read(MANIFEST_LIMIT + 1)
+        return cls(folder, parse_manifest(data, path), trust_plans=trust_plans)
 
     def engine(self, engine_id: str) -> EngineEntry:
         """Return an engine's entry.
@@ -160,6 +157,30 @@ class Bundle:
         """Check every file of the manifest; raises like ``file``."""
         for name in self.manifest.files:
             self.file(name)
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Return the manifest that ``data`` is.
+
+    Args:
+        data: The file's content.
+        path: What messages call it.
+
+    Raises:
+        RefusedError: It is no manifest, larger than ``MANIFEST_LIMIT``, incomplete, or of an unknown schema version.
+    """
+    if len(data) > MANIFEST_LIMIT:
+        raise RefusedError(f"{path} is too large", found="more", expected=f"at most {MANIFEST_LIMIT} bytes", fix="Do not use this bundle.")
+    try:
+        value = json.loads(data.decode())
+        schema = value["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RefusedError(f"{path} is not a manifest", found=error, fix="Export the bundle again.") from error
+    if schema != SCHEMA:
+        raise RefusedError(
+            f"{path} has an unknown schema", found=schema, expected=SCHEMA, fix="Use the clipq that wrote it, or export again."
+        )
+    return _manifest_from_json(value, path)
 
 
 def contained(folder: Path, name: str) -> Path:
@@ -212,6 +233,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "parent_sha256": manifest.parent_sha256,
             "versions": dict(manifest.versions),
             "device": dict(manifest.device),
+            "provenance": dict(manifest.provenance),
             "engines": {name: _plain(entry) for name, entry in manifest.engines.items()},
             "files": {name: _plain(entry) for name, entry in manifest.files.items()},
         },
@@ -227,16 +249,25 @@ def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
     try:
         return Manifest(
             model=ModelEntry(**value["model"]),
-            files={name: FileEntry(**entry) for name, entry in value["files"].items()},
+            files={name: _file_from_json(entry) for name, entry in value["files"].items()},
             engines={name: _engine_from_json(entry) for name, entry in value["engines"].items()},
             recipe=value["recipe"],
             recipe_sha256=value["recipe_sha256"],
             versions=value["versions"],
             device=value["device"],
             parent_sha256=value.get("parent_sha256", ""),
+            provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RefusedError(f"{path} is incomplete or wrong", found=error, fix="Export the bundle again.") from error
+
+
+def _file_from_json(value: Mapping[str, Any]) -> FileEntry:
+    """Return a file's entry; raises ValueError for what is no hash or no size."""
+    entry = FileEntry(**value)
+    if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or type(entry.size_bytes) is not int or entry.size_bytes < 0:
+        raise ValueError(f"no file has sha256 {entry.sha256!r} and {entry.size_bytes!r} bytes")
+    return entry
 
 
 def _engine_from_json(value: Mapping[str, Any]) -> EngineEntry:

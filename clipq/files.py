@@ -43,8 +43,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         ClipqError: The disk is full or the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    except OSError as error:
+        raise cannot_write(target, error) from error
     os.close(handle)
     part = Path(name)
     try:
@@ -54,11 +57,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
         part.chmod(0o644)
         part.replace(target)
     except OSError as error:
-        raise ClipqError(
-            f"cannot write {target}", found=error.strerror or str(error), fix="Free space or choose another folder with -o."
-        ) from error
+        raise cannot_write(target, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def cannot_write(target: Path, error: OSError) -> ClipqError:
+    """Return the error for a file or folder that the system does not let us write."""
+    return ClipqError(f"cannot write {target}", found=error.strerror or str(error), fix="Free space or choose another folder with -o.")
 
 
 def write_bytes(target: Path, data: bytes) -> None:

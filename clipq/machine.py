@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from clipq import __version__
 
 DISTRIBUTIONS = (
     "clipq",
@@ -52,6 +56,19 @@ def library_versions() -> dict[str, str]:
     for distribution in metadata.distributions():
         installed.setdefault((distribution.name or "").lower().replace("_", "-"), distribution.version)  # the first is what is imported
     return {name: installed[key] for name in DISTRIBUTIONS if (key := name.replace("_", "-")) in installed}
+
+
+def describe_code() -> dict[str, Any]:
+    """Return clipq's version and, where it runs from a git checkout, its commit and whether the package differs from it."""
+    root = Path(__file__).resolve().parents[1]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return {"clipq": __version__}
+    commands = [[git, "-C", str(root), "rev-parse", "HEAD"], [git, "-C", str(root), "status", "--porcelain", "--", "clipq"]]
+    commit, changes = (subprocess.run(command, capture_output=True, text=True, check=False) for command in commands)  # noqa: S603 - our own words
+    if commit.returncode or changes.returncode:
+        return {"clipq": __version__}
+    return {"clipq": __version__, "commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
 
 
 def record(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:

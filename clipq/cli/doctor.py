@@ -6,7 +6,7 @@ import argparse
 import importlib
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 
@@ -130,6 +130,10 @@ def _report() -> Finding:
     return Finding("report", True, "jinja2, pyarrow")
 
 
+def _zstd() -> Finding:
+    return replace(_library("backports.zstd", "backports.zstd", "pack", "packs and unpacks bundles"), name="zstd")
+
+
 def _cuda() -> Finding:
     try:
         device = require_device()
@@ -163,6 +167,8 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _open_clip,
     _onnxruntime,
     _report,
+    _zstd,
+    partial(_library, "cryptography", "cryptography", "sign", "signs packs and checks their signatures"),
     _cuda,
     _binding,
     partial(_provider, "ort-cuda", CUDA),

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("clipq.cli.score", "compute the metrics of stored outputs (.npz or .csv)"),
     "bench": ("clipq.cli.bench", "measure latency, throughput, memory and size of every engine of a bundle"),
     "verify": ("clipq.cli.verify", "check on a device that a bundle does what it did where it was exported; needs no torch"),
+    "pack": ("clipq.cli.pack", "pack a bundle into one file, the same bytes every time, signed where asked for"),
+    "unpack": ("clipq.cli.unpack", "unpack such a file into a bundle folder, every byte checked before it appears"),
     "doctor": ("clipq.cli.doctor", "tell which runtimes and devices are usable here, and how to get the missing ones"),
     "demo": ("clipq.cli.demo", "the whole road on the embedded model and data, no network, a report at the end"),
 }

@@ -17,6 +17,7 @@ from clipq.engines.table import ENGINES
 from clipq.engines.tensorrt.build import BuildOptions
 from clipq.engines.torch.checkpoint import RANDOM, Checkpoint, load_checkpoint
 from clipq.engines.torch.model_id import DEMO_MODELS, canonical_model_id
+from clipq.engines.torch.origin import model_origin
 from clipq.engines.torch.patches import PatchTower, require_patches
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
@@ -33,7 +34,7 @@ from clipq.export.qat.pairs import TrainingData
 from clipq.export.stages import Facts, Stages, refuse_foreign
 from clipq.export.tokenizer import export_tokenizer
 from clipq.files import locked, sha256_json, write_json
-from clipq.machine import describe_machine, library_versions
+from clipq.machine import describe_code, describe_machine, library_versions
 from clipq.progress import note
 from clipq.recipe import Recipe
 
@@ -168,8 +169,8 @@ def _make_all(
     patches = PatchTower(checkpoint.model, recipe.model) if recipe.patch_tokens else None
     golden = _make_golden(folder, checkpoint, stages, patches)
     parity: dict[str, Facts] = {tower: _make_tower(checkpoint, stages, golden, tower, patches) for tower in TOWERS}
-    digest = _make_calibration_list(calibration, stages)
-    graphs = GraphMaker(recipe, checkpoint, folder, stages, golden, calibration, digest)
+    images = _make_calibration_list(calibration, stages)
+    graphs = GraphMaker(recipe, checkpoint, folder, stages, golden, calibration, str(images.get("digest", "")))
     graphs.training, graphs.training_digest = training, _make_training_list(training, stages)
     if choose_kept is not None and calibration is not None:
         graphs.keep = _choose(choose_kept, graphs, calibration, checkpoint)
@@ -179,7 +180,7 @@ def _make_all(
     if training:
         training.clear()
     said = {"parity": parity, **({"patch_grid": list(patches.grid)} if patches else {})}
-    return _manifest(recipe, checkpoint, stages, engines, said)
+    return replace(_manifest(recipe, checkpoint, stages, engines, said), provenance=_provenance(checkpoint, images))
 
 
 def _choose(choose_kept: ChooseKept, graphs: GraphMaker, calibration: Calibration, checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -239,11 +240,19 @@ def build_options(recipe: Recipe) -> BuildOptions:
     return BuildOptions(batch=recipe.batch, compatibility=recipe.compatibility, compute_capabilities=recipe.compute_capabilities)
 
 
-def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> str:
+def _make_calibration_list(calibration: Calibration | None, stages: Stages) -> Facts:
     if calibration is None:
-        return ""
-    facts = stages.run("calibration list", ["calibration.csv"], "", calibration.write_list)
-    return str(facts["digest"])
+        return {}
+    return stages.run("calibration list", ["calibration.csv"], "", calibration.write_list)
+
+
+def _provenance(checkpoint: Checkpoint, images: Facts) -> dict[str, Any]:
+    """Return where model, data and code came from; no time, so that the same export has the same manifest."""
+    return {
+        "model": model_origin(checkpoint.model_id),
+        "data": {"calibration": dict(images)} if images else {},
+        "code": describe_code(),
+    }
 
 
 def _make_training_list(training: TrainingData | None, stages: Stages) -> str:

@@ -18,7 +18,7 @@ from clipq.export.description import description_name, write_description
 from clipq.export.plans import PlanMaker, require_builder, target_device
 from clipq.export.stages import Facts, Stages
 from clipq.files import atomic_path, locked, sha256_file
-from clipq.machine import describe_machine, library_versions
+from clipq.machine import describe_code, describe_machine, library_versions
 from clipq.progress import bar, note
 from clipq.recipe import Recipe
 
@@ -176,4 +176,5 @@ def _manifest(parent: Manifest, engines: Mapping[str, EngineEntry], stages: Stag
         versions=library_versions(),
         device=describe_machine(),
         parent_sha256=digest,
+        provenance={**parent.provenance, "rebuilt_by": describe_code()},
     )

@@ -13,7 +13,20 @@ from clipq.cli import doctor
 from clipq.cli.main import main
 from clipq.errors import MissingRuntimeError
 
-NAMES = ["torch", "open_clip", "onnxruntime", "report", "cuda", "cuda binding", "ort-cuda", "ort-trt", "tensorrt", "tensorrt-rtx"]
+NAMES = [
+    "torch",
+    "open_clip",
+    "onnxruntime",
+    "report",
+    "zstd",
+    "cryptography",
+    "cuda",
+    "cuda binding",
+    "ort-cuda",
+    "ort-trt",
+    "tensorrt",
+    "tensorrt-rtx",
+]
 
 
 def _no_device() -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipq.artifact import Bundle
+from clipq.artifact import Bundle, parse_manifest
 from clipq.calib_data.preprocess import Preprocess
 from clipq.calib_data.sampling import read_calibration_list
 from clipq.calib_data.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ from clipq.evaluate.verify.verify import VerifyOptions, verify_bundle
 from clipq.export import parity as parity_module
 from clipq.export.pipeline import complete, export_bundle
 from clipq.files import locked, sha256_file
+from clipq.machine import describe_code
 from clipq.recipe import Recipe
 
 ENGINES = ("torch-fp32", "ort-fp32", "ort-int8-dynamic", "ort-int8-static")
@@ -70,6 +71,19 @@ def test_the_manifest_tells_what_scoring_needs(bundle: Bundle, recipe: Recipe) -
     assert manifest.recipe["parity"]["text"]["min_cosine"] > 0.999999
     assert {"clipq", "torch", "onnx", "onnxruntime"} <= set(manifest.versions)
     assert manifest.device["cores"] >= 1
+
+
+def test_the_manifest_tells_where_all_came_from(bundle: Bundle, recipe: Recipe) -> None:
+    """Model, calibration images by digest, and code, as an older manifest does not: it opens all the same."""
+    told = bundle.manifest.provenance
+    (_, *rows) = (bundle.folder / "calibration.csv").read_text().splitlines()
+    assert told["model"] == {"source": "local"}
+    assert (told["data"]["calibration"]["data"], told["data"]["calibration"]["images"], len(rows)) == (recipe.calib, 16, 16)
+    assert len(told["data"]["calibration"]["digest"]) == 64
+    assert told["code"] == describe_code()
+    value = json.loads((bundle.folder / "manifest.json").read_text())
+    del value["provenance"]
+    assert parse_manifest(json.dumps(value).encode(), bundle.folder).provenance == {}
 
 
 def test_every_file_names_what_it_was_made_from(bundle: Bundle) -> None:

@@ -23,6 +23,7 @@ from clipq.export.pipeline import export_bundle
 from clipq.export.plans import plan_sources, target_device
 from clipq.export.rebuild import rebuild_bundle
 from clipq.files import sha256_file
+from clipq.machine import describe_code
 from clipq.recipe import Recipe
 
 rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="needs clipq[tensorrt-rtx]")
@@ -90,6 +91,7 @@ def test_rebuild_makes_a_new_bundle_that_names_its_parent(graphs: Bundle, tmp_pa
     assert made.manifest.parent_sha256 == sha256_file(graphs.folder / "manifest.json")
     assert set(made.manifest.engines) == {"torch-fp32", *engines}
     assert made.manifest.recipe["rebuilt"] == {"engines": list(engines), "batch": [1, 4, 8], "compatibility": [], "for": []}
+    assert made.manifest.provenance == {**graphs.manifest.provenance, "rebuilt_by": describe_code()}
     assert made.engine("trtrtx-int8").towers["image"] == "engines/trtrtx-int8/image.plan"
     assert made.manifest.files["towers/image.fp32.onnx"] == graphs.manifest.files["towers/image.fp32.onnx"]
     before = sha256_file(tmp_path / "here" / "manifest.json")

@@ -1,4 +1,4 @@
-"""Loads any open_clip model as FP32 PyTorch; the only place that touches open_clip."""
+"""Loads any open_clip model as FP32 PyTorch."""
 
 from __future__ import annotations
 
