@@ -46,6 +46,7 @@ ENV PATH=/opt/clipq/bin:${PATH} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HOME=
 USER 10001:10001
 WORKDIR /scratch
 VOLUME ["/scratch"]
+STOPSIGNAL SIGINT
 HEALTHCHECK --interval=10m --timeout=60s --start-period=60s CMD ["sh", "-c", "clipq doctor || exit 1"]
 ENTRYPOINT ["clipq"]
 CMD ["--help"]
@@ -90,6 +91,7 @@ ENV PATH=/opt/clipq/bin:${PATH} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HOME=
 USER 10001:10001
 WORKDIR /scratch
 VOLUME ["/scratch"]
+STOPSIGNAL SIGINT
 HEALTHCHECK --interval=10m --timeout=60s --start-period=60s CMD ["sh", "-c", "clipq doctor || exit 1"]
 ENTRYPOINT ["clipq"]
 CMD ["--help"]
@@ -129,6 +131,7 @@ ENV PATH=/opt/clipq/bin:${PATH} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HOME=
 USER 10001:10001
 WORKDIR /scratch
 VOLUME ["/scratch"]
+STOPSIGNAL SIGINT
 HEALTHCHECK --interval=10m --timeout=60s --start-period=60s CMD ["sh", "-c", "clipq doctor || exit 1"]
 ENTRYPOINT ["clipq"]
 CMD ["--help"]

@@ -28,6 +28,7 @@ CONFIG: dict[str, Any] = {
     "Entrypoint": ["clipq"],
     "Env": ["PATH=/opt/clipq/bin", "PYTHONSAFEPATH=1", "HOME=/scratch", "TMPDIR=/scratch"],
     "Volumes": {"/scratch": {}},
+    "StopSignal": "SIGINT",
     "Healthcheck": {"Test": ["CMD", "sh", "-c", "clipq doctor || exit 1"]},
     "Labels": {f"org.opencontainers.image.{name}": "x" for name in JUDGE.LABELS},
 }
@@ -87,6 +88,7 @@ def test_a_good_configuration_has_no_fault() -> None:
         ({"Env": [entry for entry in CONFIG["Env"] if not entry.startswith("PYTHONSAFEPATH")]}, "PYTHONSAFEPATH"),
         ({"Env": [*CONFIG["Env"], "HOME=/root"]}, "HOME"),
         ({"Volumes": None}, "volumes"),
+        ({"StopSignal": None}, "stop signal"),
         ({"Healthcheck": None}, "health check"),
         ({"Labels": {}}, "label title"),
     ],

@@ -17,7 +17,7 @@ PLACES = ("opt/clipq", "scratch")
 
 
 def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the user, command, environment, volume, health check and labels of an image."""
+    """Yield what is wrong with the user, command, environment, volume, stop signal, health check and labels of an image."""
     user = str(config.get("User", ""))
     if not user.partition(":")[0].isdigit() or user.partition(":")[0] == "0":
         yield f"user is {user!r}, not a number above 0"
@@ -29,6 +29,8 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {environment.get(name)!r}, not {value!r}"
     if list(config.get("Volumes") or ()) != ["/scratch"]:
         yield f"volumes are {config.get('Volumes')}"
+    if config.get("StopSignal") != "SIGINT":
+        yield f"stop signal is {config.get('StopSignal')}, which process 1 does not hear"
     if "clipq doctor" not in " ".join((config.get("Healthcheck") or {}).get("Test", ())):
         yield f"health check is {config.get('Healthcheck')}"
     labels = config.get("Labels") or {}
@@ -69,7 +71,8 @@ def main(folder: Path, base: Path) -> int:
     if size > OWN_BYTES:
         faults.append(f"own layers have {size / 1e6:.1f} MB, above {OWN_BYTES / 1e6:.0f} MB")
     print(f"own layers: {len(layers)} of {size / 1e6:.1f} MB uncompressed (at most {OWN_BYTES / 1e6:.0f} MB)")
-    print(*faults[:20], sep="\n", file=sys.stderr)
+    for fault in faults[:20]:
+        print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 
