@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clipq.artifact import Bundle
 from clipq.cli.main import export_main, main
+from clipq.evaluate.classifiers import classifier_names, read_classifier, read_vectors
 from clipq.export import pipeline
 from clipq.export.keep import ChooseKept
 from clipq.recipe import Recipe
@@ -95,8 +97,8 @@ def test_wrong_options_are_usage_errors(options: list[str], message: str, tmp_pa
 def test_rebuild_drops_no_option_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What would make other graphs is refused where graphs are not made."""
     command = ["--rebuild", "bundle", "-o", str(tmp_path / "new"), "--graphs-only", "--calib-n", "3", "--max-drop", "acc1=0.1"]
-    assert export_main(command) == 2
-    assert "found --calib-n, --graphs-only, --max-drop" in capsys.readouterr().err
+    assert export_main([*command, "--classifier", "scenes=synthetic:scenes"]) == 2
+    assert "found --calib-n, --graphs-only, --max-drop, --classifier" in capsys.readouterr().err
 
 
 def test_without_the_export_extra_the_line_names_it(
@@ -119,6 +121,25 @@ def test_json_on_stdout_and_nothing_else(tiny_checkpoint: Callable[[str], str], 
     assert list(summary["engines"]) == ["torch-fp32", "ort-fp32"]
     assert summary["engines"]["ort-fp32"]["size_bytes"] > 1_000_000
     assert summary["parity"]["image"]["min_cosine"] > 0.999999
+
+
+def test_classifiers_are_made_with_the_bundle_and_added_to_a_finished_one(
+    tiny_checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Class embeddings by PyTorch and by the ONNX text tower, of the data that is named; what cannot be made is told first."""
+    command = [tiny_checkpoint("vit"), "-o", str(tmp_path / "b"), "--engines", "ort-fp32", "--quiet"]
+    assert export_main([*command, "--classifier", "scenes"]) == 2
+    assert "--classifier scenes names no data" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert export_main([*command, "--classifier", "scenes=synthetic:scenes"]) == 0
+    assert export_main([*command, "--classifier", "again=synthetic:scenes:calibration", "--resume"]) == 0
+    bundle = Bundle.open(tmp_path / "b")
+    bundle.verify()
+    assert classifier_names(bundle) == ["again", "scenes"]
+    found = read_classifier(bundle, "scenes")
+    torch, onnx = (read_vectors(bundle, found, engine_id) for engine_id in ("torch-fp32", "ort-fp32"))
+    np.testing.assert_allclose(torch, onnx, atol=1e-5)
+    assert not np.array_equal(torch, onnx)
 
 
 def test_json_into_a_file(tiny_checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

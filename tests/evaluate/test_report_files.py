@@ -26,7 +26,7 @@ from clipq.evaluate.report.html import render_html
 from clipq.evaluate.report.markdown import render_markdown
 from clipq.evaluate.report.read import read_report
 from clipq.evaluate.report.samples import grouped, read_samples, select, stacked, write_samples
-from clipq.evaluate.report.write import require_report_libraries, write_report
+from clipq.evaluate.report.write import require_report_libraries, tell_missing_libraries, write_report
 from clipq.evaluate.verdict import judge
 
 SCHEMA = json.loads((files("clipq.evaluate.report") / "report.schema.json").read_text())
@@ -172,6 +172,21 @@ def test_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jinja2" else object())
     with pytest.raises(MissingRuntimeError, match=r"jinja2 is not installed. Run: pip install 'clipq\[report\]'"):
         require_report_libraries()
+
+
+@pytest.mark.parametrize(
+    ("missing", "files"), [("jinja2", {"samples.parquet"}), ("pyarrow", {"report.html"}), ("", {"report.html", "samples.parquet"})]
+)
+def test_without_a_library_its_file_is_left_out_and_told(monkeypatch, tmp_path, capsys, missing, files):
+    """On a device without the report extra the report is report.json and report.md, and a line says so before the work."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
+    tell_missing_libraries()
+    told = capsys.readouterr().err
+    write_report(*judged(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md"} | files
+    assert missing in told
+    assert ("clipq[report]" in told) == bool(missing)
 
 
 def test_a_report_without_pyarrow_has_a_page_that_says_so(tmp_path, monkeypatch):

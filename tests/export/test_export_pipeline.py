@@ -12,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipq.artifact import Bundle
 from clipq.calib_data.preprocess import Preprocess
 from clipq.calib_data.sampling import read_calibration_list
 from clipq.calib_data.tokenizer import Tokenizer
+from clipq.engines.golden import pictures_of
 from clipq.engines.table import open_engine
+from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.errors import BusyError, DataError, ExportError, RefusedError, UsageError
+from clipq.evaluate.verify.verify import VerifyOptions, verify_bundle
 from clipq.export import parity as parity_module
 from clipq.export.pipeline import complete, export_bundle
 from clipq.files import locked, sha256_file
@@ -44,6 +48,7 @@ def test_the_layout_is_the_contract(bundle: Bundle) -> None:
     """Every file has its place, the manifest names each, and nothing else lies about."""
     expected = {
         *("preprocess.json", "tokenizer/tokenizer.json", "tokenizer/config.json", "golden.npz", "calibration.csv"),
+        *(*(f"golden/{number}.jpg" for number in range(6)), "golden/6.png", "golden/pictures.json", "golden/pictures.npz"),
         *("towers/image.fp32.onnx", "towers/text.fp32.onnx"),
         *("towers/image.int8-dynamic.onnx", "towers/image.int8.onnx"),
         *(f"engines/{engine_id}/engine.json" for engine_id in ENGINES),
@@ -105,6 +110,28 @@ def test_every_engine_reproduces_the_golden_tensors(bundle: Bundle) -> None:
             np.testing.assert_allclose(engine.run("text", inputs["text"]), outputs["text"], atol=1e-5)
             tolerance = 0.3 if "int8" in engine_id else 1e-5
             np.testing.assert_allclose(engine.run("image", inputs["image"]), outputs["image"], atol=tolerance)
+
+
+def test_golden_pictures_have_open_clips_pixels_and_pytorchs_embeddings(bundle: Bundle) -> None:
+    """Decoded anew, each picture has the pixels that open_clip's transform makes of it and our preprocessing too, bit for bit."""
+    pictures, preprocess = pictures_of(bundle), Preprocess.from_file(bundle.file("preprocess.json"))
+    checkpoint = load_checkpoint(bundle.manifest.model.id)
+    for name, pixels in zip(pictures.names, pictures.pixels, strict=True):
+        picture = Image.open(bundle.file(name))
+        np.testing.assert_array_equal(checkpoint.transform()(picture), pixels, strict=True)
+        np.testing.assert_array_equal(preprocess.normalise(preprocess.pixels_u8(picture)[None])[0], pixels, strict=True)
+    np.testing.assert_allclose(checkpoint.embed("image", pictures.pixels), pictures.image_embedding, atol=1e-6)
+
+
+def test_an_export_verifies(bundle: Bundle) -> None:
+    """Where it was made, every engine is within its limits, PyTorch agrees with itself, and the pixels are the same."""
+    found = verify_bundle(bundle, VerifyOptions(bench_seconds=0))
+    assert found["problems"] == []
+    assert found["preprocessing"]["identical"] is True
+    assert list(found["engines"]) == list(ENGINES)
+    for engine_id, entry in found["engines"].items():
+        assert all(tower["limits"] for tower in entry["golden"]["towers"].values()), engine_id
+    assert found["engines"]["torch-fp32"]["golden"]["top1_agreement"] == 1
 
 
 def test_preprocessing_tokenizer_and_calibration_can_be_read_back(bundle: Bundle) -> None:

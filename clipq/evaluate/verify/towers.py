@@ -36,7 +36,7 @@ def check_towers(bundle: Bundle, engine: Engine, golden: Golden) -> dict[str, An
         RefusedError: ``engine.json`` cannot be read.
     """
     outputs = {tower: golden_outputs(engine, tower, golden.inputs(tower)) for tower in TOWERS}
-    exported = {tower: exported_figures(bundle, engine.id, tower) for tower in TOWERS}
+    exported = {tower: exported_figures(bundle, engine.id, tower, golden) for tower in TOWERS}
     towers = {str(tower): _judged(outputs[tower], golden.outputs(tower), exported[tower]) for tower in TOWERS}
     if golden.patches is not None and engine.patches:
         blocks = [engine.run_patches(golden.pixels[rows])[1] for rows in _blocks(engine, len(golden.pixels))]
@@ -61,15 +61,15 @@ def golden_outputs(engine: Engine, tower: Tower, inputs: npt.NDArray[Any]) -> Fl
     return np.concatenate(found)
 
 
-def exported_figures(bundle: Bundle, engine_id: str, tower: Tower) -> Mapping[str, Any] | None:
-    """Return what the export measured of the graph behind a tower: all zero distance for PyTorch itself, None where it left nothing.
+def exported_figures(bundle: Bundle, engine_id: str, tower: Tower, golden: Golden) -> Mapping[str, Any] | None:
+    """Return what the export measured of the graph behind a tower: PyTorch against itself for PyTorch, None where it left nothing.
 
     Raises:
         RefusedError: ``engine.json`` is not what the manifest says, or cannot be read.
     """
     entry = bundle.engine(engine_id)
     if entry.runtime == "torch":
-        return {"max_abs_error": 0.0, "max_abs_output": 1.0, "min_cosine": 1.0, "min_centred_cosine": 1.0}
+        return _of_itself(golden, tower)
     graph = entry.graphs.get(tower) or entry.towers.get(tower)
     if graph == f"towers/{tower}.fp32.onnx":
         return _figures(bundle.manifest.recipe.get("parity", {}).get(tower), f"the manifest of {bundle.folder}")
@@ -84,6 +84,12 @@ def exported_figures(bundle: Bundle, engine_id: str, tower: Tower) -> Mapping[st
         raise RefusedError(f"{path} does not describe an engine", found=error, fix="Export the bundle again.") from error
 
 
+def _of_itself(golden: Golden, tower: Tower) -> dict[str, Any]:
+    outputs, patches = golden.outputs(tower)[:MEASURED_ROWS], golden.patch_tokens(tower)
+    more = {} if patches is None else {"patches": compare_outputs(*[_flat(patches[:MEASURED_ROWS])] * 2)}
+    return {**compare_outputs(outputs, outputs), **more}
+
+
 def _figures(said: Any, where: object) -> Mapping[str, Any] | None:
     if said is None:
         return None
@@ -96,8 +102,7 @@ def _judged(found: Float32, expected: Float32, exported: Mapping[str, Any] | Non
     found, expected = found[:rows], expected[:rows]
     figures = {**compare_outputs(found, expected), "cosine_mean": float(row_cosines(found, expected).mean())}
     at_export = {name: exported[name] for name in FIGURES} if exported else None
-    scale = {**at_export, "max_abs_output": figures["max_abs_output"]} if at_export else None
-    limits = limits_elsewhere(scale) if scale else None
+    limits = limits_elsewhere(at_export) if at_export else None
     return {**figures, "at_export": at_export, "limits": limits, "beyond": beyond(figures, limits) if limits else []}
 
 

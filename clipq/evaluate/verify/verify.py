@@ -12,6 +12,7 @@ from clipq.calib_data.preprocess import Preprocess
 from clipq.engines.golden import Golden, golden_of, pictures_of
 from clipq.engines.table import ENGINES, checked_entry, open_engine
 from clipq.errors import EngineError, ExportError, MissingRuntimeError, RefusedError, UsageError
+from clipq.evaluate.classifiers import classifier_names, read_classifier, read_vectors, text_tower
 from clipq.evaluate.latency import bench
 from clipq.evaluate.provenance import describe_engine, describe_run
 from clipq.evaluate.selection import left_out, usable_engines
@@ -95,7 +96,7 @@ def check_files(bundle: Bundle) -> dict[str, Any]:
         if engine_id not in ENGINES:
             raise RefusedError(f"{bundle.folder} has an engine that this clipq does not know", found=engine_id, fix="Use a newer clipq.")
         checked_entry(bundle, engine_id)
-    unnamed = _unnamed(bundle)
+    classifiers, unnamed = _check_classifiers(bundle), _unnamed(bundle)
     if unnamed:
         note(f"not named by the manifest, and never read: {', '.join(unnamed[:3])}{' ...' if len(unnamed) > 3 else ''}")
     return {
@@ -103,6 +104,7 @@ def check_files(bundle: Bundle) -> dict[str, Any]:
         "parent_sha256": bundle.manifest.parent_sha256,
         "files": len(bundle.manifest.files),
         "size_bytes": sum(entry.size_bytes for entry in bundle.manifest.files.values()),
+        "classifiers": classifiers,
         "unnamed": unnamed,
     }
 
@@ -122,6 +124,16 @@ def _preprocess(bundle: Bundle) -> Preprocess:
         return Preprocess.from_file(bundle.file("preprocess.json"))
     except UsageError as error:
         raise RefusedError(str(error)) from error
+
+
+def _check_classifiers(bundle: Bundle) -> list[str]:
+    """Read every classifier for every engine that it has class embeddings of; return their names."""
+    names = classifier_names(bundle)
+    for found in (read_classifier(bundle, name) for name in names):
+        for engine_id in bundle.manifest.engines:
+            if text_tower(bundle, engine_id) in found.vectors:
+                read_vectors(bundle, found, engine_id)
+    return names
 
 
 def _unnamed(bundle: Bundle) -> list[str]:
