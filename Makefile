@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PYTHONSAFEPATH = 1
 
-.PHONY: help setup check test slow demo edge gpu clean
+.PHONY: help setup check test slow demo edge image-check gpu clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -36,6 +36,9 @@ demo: setup  ## export, quantize and judge the embedded model; the report is out
 EDGE_PYTHON ?= python3.10
 edge: setup  ## the torch-free part on Python 3.10 (what JetPack 6 brings)
 	EDGE_PYTHON=$(EDGE_PYTHON) bash tests/edge/run.sh
+
+image-check: setup  ## build the container image without a Docker engine and run it (root; minutes)
+	CLIPQ=$(BIN)/clipq bash tests/image/run.sh
 
 GPU ?= --shared ../shared
 gpu: setup  ## measure everything on the GPU, in ten minutes; without one rehearse it and end with 4 (make: error 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from importlib.resources import files
 from xml.etree import ElementTree as ET
@@ -24,7 +25,7 @@ from clipq.evaluate.report.format import difference, interval, p_value, quantity
 from clipq.evaluate.report.html import render_html
 from clipq.evaluate.report.markdown import render_markdown
 from clipq.evaluate.report.read import read_report
-from clipq.evaluate.report.samples import read_samples, select, stacked, write_samples
+from clipq.evaluate.report.samples import grouped, read_samples, select, stacked, write_samples
 from clipq.evaluate.report.write import require_report_libraries, tell_missing_libraries, write_report
 from clipq.evaluate.verdict import judge
 
@@ -157,7 +158,7 @@ def test_energy_of_older_reports_is_that_of_logits(tmp_path):
 def test_report_json_is_written_first(tmp_path, monkeypatch):
     """When a rendering breaks, the numbers are already safe."""
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no page")
 
     monkeypatch.setattr("clipq.evaluate.report.html.render_html", broken)
@@ -186,6 +187,35 @@ def test_without_a_library_its_file_is_left_out_and_told(monkeypatch, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md"} | files
     assert missing in told
     assert ("clipq[report]" in told) == bool(missing)
+
+
+def test_a_report_without_pyarrow_has_a_page_that_says_so(tmp_path, monkeypatch):
+    """The table of an earlier report in the folder goes, the page says that there is none, and all else is the same."""
+    report, samples = judged()
+    write_report(report, samples, tmp_path)
+    first = {name: (tmp_path / name).read_text() for name in ("report.json", "report.md", "report.html")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else object())
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write_report(report, samples, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    second = {name: (tmp_path / name).read_text() for name in first}
+    assert "could not be written" in second["report.html"].split("<footer>")[1]
+    assert second["report.html"].split("<footer>")[0] == first["report.html"].split("<footer>")[0]
+    assert {**second, "report.html": ""} == {**first, "report.html": ""}
+    assert read_report(tmp_path).samples is None
+
+
+def test_rows_are_grouped_as_by_hand():
+    """Every row stands in the group of its engine, data set and classifier, in its order."""
+    _, samples = judged()
+    groups = grouped(samples)
+    keys = list(zip(*(samples[name].tolist() for name in ("engine", "data", "classifier")), strict=True))
+    assert set(groups) == set(keys)
+    for key, part in groups.items():
+        rows = [i for i, own in enumerate(keys) if own == key]
+        assert part["image_id"].tolist() == [samples["image_id"][i] for i in rows]
+    assert grouped({name: column[:0] for name, column in samples.items()}) == {}
 
 
 class Page(HTMLParser):

@@ -22,14 +22,14 @@ from clipq.evaluate.statistics.ood import TRANSFER
 Groups = Mapping[tuple[str, str, str], Mapping[str, npt.NDArray[Any]]]
 
 
-def render_html(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Return the report as one HTML page: no script, nothing from outside, every name escaped."""
+def render_html(report: Mapping[str, Any], samples: Mapping[str, npt.NDArray[Any]], *, table: bool = True) -> str:
+    """Return the report as one HTML page: no script, nothing from outside, every name escaped; ``table``: samples.parquet is beside it."""
     folder = files("clipq.evaluate.report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
     style = Markup((folder / "report.css").read_text("utf-8"))  # noqa: S704 - our own file
     rows = grouped(samples)
-    return template.render(style=style, **_words(report, rows), **_tables(report), **_figures(report, rows))
+    return template.render(style=style, table=table, **_words(report, rows), **_tables(report), **_figures(report, rows))
 
 
 def _words(report: Mapping[str, Any], rows: Groups) -> dict[str, Any]:

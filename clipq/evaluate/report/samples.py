@@ -106,13 +106,12 @@ def select(samples: Mapping[str, npt.NDArray[Any]], **values: str) -> dict[str, 
 
 def grouped(samples: Mapping[str, npt.NDArray[Any]]) -> dict[tuple[str, str, str], dict[str, npt.NDArray[Any]]]:
     """Return the rows of each (engine, data, classifier), found in one pass over the table."""
-    import pyarrow as pa
-
     keys = ("engine", "data", "classifier")
     codes = np.zeros(len(samples["engine"]), dtype=np.int64)
     for name in keys:
-        encoded = pa.array(samples[name].tolist()).dictionary_encode()
-        codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
+        numbers: dict[str, int] = {}
+        column = np.fromiter((numbers.setdefault(value, len(numbers)) for value in samples[name].tolist()), np.int64, len(codes))
+        codes = codes * max(len(numbers), 1) + column
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
     return {

@@ -51,13 +51,16 @@ def write_report(report: dict[str, Any], samples: Mapping[str, npt.NDArray[Any]]
     from clipq.evaluate.report.samples import write_samples
 
     write_json(folder / "report.json", report)
-    if _installed("pyarrow"):
+    table = _installed("pyarrow")
+    if table:
         write_samples(samples, folder / "samples.parquet")
+    else:
+        (folder / "samples.parquet").unlink(missing_ok=True)  # of an earlier report
     write_text(folder / "report.md", render_markdown(report))
     if _installed("jinja2"):
         from clipq.evaluate.report.html import render_html
 
-        write_text(folder / "report.html", render_html(report, samples))
+        write_text(folder / "report.html", render_html(report, samples, table=table))
 
 
 def _installed(library: str) -> bool:
