@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipq.cli.methods import add_methods, add_training, asked_engines, list_methods
 from clipq.cli.classifiers import add_classifiers_option, classifiers_asked
+from clipq.cli.methods import add_methods, add_training, asked_engines, list_methods
 from clipq.cli.options import add_json, add_output, add_quiet, add_resume, add_seed, comma_list
 from clipq.errors import UsageError, missing_extra
 from clipq.files import write_json

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from clipq.artifact import Bundle
 from clipq.calib_data.index import DataIndex, build_index
-from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, TRAINING_LIST, read_calibration_list, refuse_overlap
 from clipq.calib_data.relabelled import ClassNames, Relabelled
+from clipq.calib_data.sampling import CALIBRATION_LIST, OOD_LIST, TRAINING_LIST, read_calibration_list, refuse_overlap
 from clipq.calib_data.source import Source
 from clipq.calib_data.table import open_source
 from clipq.errors import DataError, UsageError

@@ -22,8 +22,8 @@ from clipq.engines.torch.patches import PatchTower, require_patches
 from clipq.errors import UsageError, unknown_name
 from clipq.export.calibration import Calibration
 from clipq.export.engines import TOWERS, EngineBuilder
-from clipq.export.graphs import GraphMaker, graph_name, needs_images
 from clipq.export.golden import make_golden, write_golden
+from clipq.export.graphs import GraphMaker, graph_name, needs_images
 from clipq.export.keep import ChooseKept, KeepRequest, check_asked, run_search
 from clipq.export.onnx import export_tower
 from clipq.export.parity import check_parity

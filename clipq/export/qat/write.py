@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipq.engines.base import Tower
+from clipq.engines.golden import Golden
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.errors import ExportError, MissingRuntimeError
-from clipq.export.golden import Golden
 from clipq.export.onnx import export_tower
 from clipq.export.qat.lesson import Lesson
 from clipq.export.qat.pairs import FOLDER, TrainingData
