@@ -247,6 +247,9 @@ def _plain(entry: ModelEntry | EngineEntry | FileEntry) -> dict[str, Any]:
 
 def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
     try:
+        for part in ("recipe", "versions", "device"):
+            if not isinstance(value[part], dict):
+                raise TypeError(f"no object as {part}")  # noqa: TRY301 - told like what the entries refuse
         return Manifest(
             model=ModelEntry(**value["model"]),
             files={name: _file_from_json(entry) for name, entry in value["files"].items()},
@@ -256,7 +259,7 @@ def _manifest_from_json(value: Mapping[str, Any], path: Path) -> Manifest:
             versions=value["versions"],
             device=value["device"],
             parent_sha256=value.get("parent_sha256", ""),
-            provenance=value.get("provenance", {}),
+            provenance=dict(value.get("provenance", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RefusedError(f"{path} is incomplete or wrong", found=error, fix="Export the bundle again.") from error

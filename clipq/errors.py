@@ -38,7 +38,8 @@ class ClipqError(Exception):
         if expected is not None:
             parts.append(f"expected {expected}")
         line = "; ".join(parts)
-        super().__init__(" ".join(f"{line}. {fix}".split()) if fix else " ".join(line.split()))
+        text = " ".join(f"{line}. {fix}".split()) if fix else " ".join(line.split())
+        super().__init__("".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text))  # a name may be anybody's
 
 
 class UsageError(ClipqError):

@@ -137,6 +137,9 @@ PACKS: dict[str, tuple[Make, str]] = {
     "no manifest of ours": (lambda entries: compress(tar([member("manifest.json", b"{}"), *entries[1:]])), "is not a manifest"),
     "manifest of a thousand levels": (lambda entries: compress(tar([member("manifest.json", _DEEP), *entries[1:]])), "is not a manifest"),
     "manifest of another version": (_manifest(lambda value: value.update(schema="clipq.bundle/9")), "unknown schema"),
+    "versions that are none": (_manifest(lambda value: value.update(versions=["a"])), "incomplete or wrong"),
+    "provenance that is none": (_manifest(lambda value: value.update(provenance="a")), "incomplete or wrong"),
+    "key that clears the screen": (_manifest(lambda value: value["model"].update({"\x1b[2J": 1})), "incomplete or wrong"),
     "size below zero": (_size(-1), "incomplete or wrong"),
     "size as text": (_size("5"), "incomplete or wrong"),
     "size as truth": (_size(True), "incomplete or wrong"),
@@ -154,6 +157,7 @@ def _refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
     assert out == ""
     assert err.startswith("clipq: ")
     assert err.count("\n") == 1
+    assert err[:-1].isprintable()
     assert len(err) < 600
     assert re.search(says, err), err
 

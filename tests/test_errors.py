@@ -39,6 +39,13 @@ def test_a_message_names_four_things_on_one_line() -> None:
     assert str(error) == "the disk is full; found 0 bytes; expected 1 GB. Delete something."
 
 
+def test_a_message_steers_no_terminal() -> None:
+    """Names may come from somebody else's file: what cannot be printed is shown as such."""
+    assert (
+        str(ClipqError("bad name a\x1b[2Jb", found="\ud800")) == "bad name a\N{REPLACEMENT CHARACTER}[2Jb; found \N{REPLACEMENT CHARACTER}"
+    )
+
+
 def test_falsy_facts_are_still_said() -> None:
     """Zero and the empty list are facts, only None is none."""
     assert str(ClipqError("wrong count", found=0, expected=[])) == "wrong count; found 0; expected []"

@@ -59,7 +59,8 @@ def _model(manifest: Manifest) -> dict[str, Any]:
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:
-    return dict(manifest.provenance.get("model", {}))
+    found = manifest.provenance.get("model")
+    return found if isinstance(found, dict) else {}
 
 
 def _library(name: str, version: str) -> dict[str, Any]:
