@@ -24,7 +24,7 @@ from clipq.machine import record
 
 METHODS = {"photo-over": "percentile,minmax", "photo-base": "percentile"}
 CALIBRATION = ("imagenette:train", "cifar10:test")  # imagenette alone has a training split
-DATA, OOD, LIMIT, NUMBERS, SEEDS, RESAMPLES = "imagenette:test", "dtd10:test", 400, "16,64,256", 5, 1000
+DATA, OOD, LIMIT, SEEDS, RESAMPLES = "imagenette:test", "dtd10:test", 400, 5, 1000
 COLUMNS = ("calibration images from", "n", "mean", "band", "sd", "from FP32", "95 % interval", "wider is")
 SHOWN = ("disagreement", "acc1", "ece15", "auroc", "cosine_centred")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -36,14 +36,14 @@ def run(words: list[str]) -> None:
     subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
 
 
-def measure(model: str, methods: str, shared: Path, folder: Path) -> dict[str, Any]:
+def measure(model: str, numbers: str, shared: Path, folder: Path) -> dict[str, Any]:
     """Return what ``clipq calibration`` says of one model, with data ids that name no folder."""
     bundle, out = folder / f"{model}-bundle", folder / model
     if not (bundle / "manifest.json").exists():
         run(["clipq-export", f"local-dir:{shared / 'models' / model}", "-o", str(bundle), "--engines", "ort-fp32"])
     data = {name: f"wds:{shared / 'data' / name}" for name in (*CALIBRATION, DATA, OOD)}
-    words = ["clipq", "calibration", str(bundle), "--calib", ",".join(data[name] for name in CALIBRATION), "--method", methods]
-    words += ["--calib-n", NUMBERS, "--seeds", str(SEEDS), "--limit", str(LIMIT), "--resamples", str(RESAMPLES)]
+    words = ["clipq", "calibration", str(bundle), "--calib", ",".join(data[name] for name in CALIBRATION), "--method", METHODS[model]]
+    words += ["--calib-n", numbers, "--seeds", str(SEEDS), "--limit", str(LIMIT), "--resamples", str(RESAMPLES)]
     run([*words, "--data", data[DATA], "--ood", data[OOD], "-o", str(out), "--resume"])
     text = (out / "calibration.json").read_text().replace(f"wds:{shared.resolve() / 'data'}/", "").replace(f"wds:{shared / 'data'}/", "")
     found = json.loads(text)
@@ -79,10 +79,11 @@ def main() -> None:
         "-o", "--folder", type=Path, required=True, help="folder for bundles and pages; what is finished there is used again"
     )
     parser.add_argument("--models", nargs="+", choices=list(METHODS), default=list(METHODS), help="which models (default: all)")
+    parser.add_argument("--numbers", default="16,64,256", help="numbers of calibration images (default: 16,64,256)")
     parser.add_argument("--output", type=Path, help="the record")
     parser.add_argument("--page", type=Path, help="page whose tables are written anew, between its two marks")
     args = parser.parse_args()
-    results = [measure(model, METHODS[model], args.shared, args.folder) for model in args.models]
+    results = [measure(model, args.numbers, args.shared, args.folder) for model in args.models]
     made = tables(results)
     print(made)
     if args.output:
@@ -91,7 +92,7 @@ def main() -> None:
             "data": DATA,
             "ood": OOD,
             "limit": LIMIT,
-            "numbers": NUMBERS,
+            "numbers": args.numbers,
             "seeds": SEEDS,
             "resamples": RESAMPLES,
         }
