@@ -17,7 +17,7 @@ from clipq.evaluate.classifiers import Classifier, read_classifier, read_vectors
 from clipq.evaluate.data_means import data_means, sets_to_average
 from clipq.evaluate.datasets import EvalSet, load_sets
 from clipq.evaluate.embed import plan_work
-from clipq.evaluate.embeddings import embed_everything
+from clipq.evaluate.embeddings import Embedded, embed_everything
 from clipq.evaluate.gates.presets import check_baseline, describe_gates, read_gates
 from clipq.evaluate.latency import bench
 from clipq.evaluate.neglabel import NegLabelOptions, NegLabelPlan
@@ -125,9 +125,9 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
     engine_ids = choose_engines(bundle, options.engines, options.baseline)
     check_baseline(options.presets, {options.baseline: bundle.manifest.engines[options.baseline].precision})
     threads = options.threads or usable_cores()
-    found_classifier = read_classifier(bundle, options.classifier) if options.classifier else None
-    given = {name: read_vectors(bundle, found_classifier, name) for name in engine_ids} if found_classifier else None
-    inside, outside, pairs = _load(bundle, options, found_classifier)
+    chosen = read_classifier(bundle, options.classifier) if options.classifier else None
+    given = {name: read_vectors(bundle, chosen, name) for name in engine_ids} if chosen else None
+    inside, outside, pairs = _load(bundle, options, chosen)
     tuning_set = _tuning_set(bundle, options, [*inside.values(), *outside.values()])
     captioned = load_caption_sets(bundle, options.retrieval, limit=options.limit, seed=options.seed)
     layers = prove(bundle, engine_ids, threads=threads, allow_fallback=options.allow_fallback)
@@ -150,10 +150,8 @@ def evaluate_bundle(bundle: Bundle, options: EvalOptions, folder: Path) -> dict[
             **describe_run(bundle),
             **_conditions(bundle, options, threads),
             "gates": describe_gates(gates),
-            "left_out": left_out(bundle, options.engines),
-            **({"classifier": found_classifier.describe()} if found_classifier else {}),
-            **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
-            **({"patch_tokens": embedded.patches.describe()} if embedded.patches else {}),
+            **({"classifier": chosen.describe()} if chosen else {}),
+            **_scored_with(embedded),
         },
         "engines": engines | (describe_arms(engines, scales, tuning) if tuning else {}),
         "datasets": embedded.describe_sets() | found.datasets,
@@ -203,6 +201,14 @@ def _engine(bundle: Bundle, engine_id: str, layers: Mapping[str, dict[str, Any]]
     return {**describe_engine(bundle, engine_id), **({"layers": layers[engine_id]} if engine_id in layers else {})}
 
 
+def _scored_with(embedded: Embedded) -> dict[str, Any]:
+    """Return what the provenance says of scores that need more than image and class embeddings."""
+    return {
+        **({"neglabel": embedded.negatives.describe()} if embedded.negatives else {}),
+        **({"patch_tokens": embedded.patches.describe()} if embedded.patches else {}),
+    }
+
+
 def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str, Any]:
     return {
         "seed": options.seed,
@@ -210,6 +216,7 @@ def _conditions(bundle: Bundle, options: EvalOptions, threads: int) -> dict[str,
         "limit": options.limit,
         "batch_size": options.batch_size,
         "threads": threads,
+        "left_out": left_out(bundle, options.engines),
         "probabilities": probability_rule(bundle.manifest.model),
         **({"suite": dict(options.suite)} if options.suite else {}),
         **({"corruptions": {"version": VERSION, **asdict(options.noise)}} if options.noise else {}),

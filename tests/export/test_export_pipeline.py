@@ -18,12 +18,12 @@ from clipq.artifact import Bundle, parse_manifest
 from clipq.calib_data.preprocess import Preprocess
 from clipq.calib_data.sampling import read_calibration_list
 from clipq.calib_data.tokenizer import Tokenizer
+from clipq.engines import closeness
 from clipq.engines.golden import pictures_of
 from clipq.engines.table import open_engine
 from clipq.engines.torch.checkpoint import load_checkpoint
 from clipq.errors import BusyError, DataError, ExportError, RefusedError, UsageError
 from clipq.evaluate.verify.verify import VerifyOptions, verify_bundle
-from clipq.export import parity as parity_module
 from clipq.export.pipeline import complete, export_bundle
 from clipq.files import locked, sha256_file
 from clipq.machine import describe_code
@@ -197,7 +197,7 @@ def test_random_weights_are_said_loudly(tiny_architecture: str, tmp_path: Path) 
 
 def test_a_tower_that_does_not_match_is_not_shipped(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate fails closed: no manifest, no graph."""
-    monkeypatch.setattr(parity_module, "MIN_COSINE", 1.1)
+    monkeypatch.setattr(closeness, "MIN_COSINE", 1.1)
     with pytest.raises(ExportError, match=r"image\.fp32\.onnx does not match PyTorch and was deleted"):
         export_bundle(recipe, tmp_path / "bad")
     assert not (tmp_path / "bad" / "manifest.json").exists()

