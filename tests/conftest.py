@@ -13,6 +13,8 @@ from hypothesis import settings
 settings.register_profile("any-machine", deadline=None)  # how long an example takes on a busy machine is no property
 settings.load_profile("any-machine")
 
+collect_ignore = ["image"]  # scripts that run in the container or judge it, not tests
+
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 _VIT = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2}
 _CONFIGS: dict[str, dict[str, Any]] = {
