@@ -25,6 +25,7 @@ from clipq.recipe import Recipe
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "planted.py"
 METHODS = ("percentile", "minmax", "smoothquant", "rotation")
 IMAGES = 480
+FACTOR = 200.0  # at 50 the demo model loses 1 to 9 points, with 4 channels: two bits are nearly enough for its scenes
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_planting_leaves_the_function(planted: ModuleType, tower: str) -> None:
 def accuracy(planted: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], float]:
     """Return a function from an engine to its accuracy in per cent, of a demo model with planted outliers."""
     folder = tmp_path_factory.mktemp("planted")
-    model_id = planted.write_planted("demo:under", folder / "model")
+    model_id = planted.write_planted("demo:under", folder / "model", factor=FACTOR)
     engines = ("torch-fp32", *(f"ort-w8a8-{name}" for name in METHODS))
     recipe = Recipe(model=model_id, engines=engines, calib="synthetic:scenes:calibration", calib_n=64)
     bundle = export_bundle(recipe, folder / "bundle")
@@ -74,6 +75,7 @@ def _accuracy(bundle: Bundle, engine_id: str, pixels: list[np.ndarray], labels: 
     return float(100 * np.mean(cosines(embeddings, classes, engine_id).argmax(axis=1) == labels))
 
 
+@pytest.mark.slow
 def test_outliers_break_plain_ranges_alone(accuracy: Callable[[str], float]) -> None:
     """Plain W8A8 loses more than 10 points, with either range; the methods made for outliers lose less than 1."""
     exact = accuracy("torch-fp32")

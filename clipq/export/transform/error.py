@@ -61,8 +61,9 @@ def best_of(
 ) -> tuple[Name, float]:
     """Return the best of some ways to shift and scale a layer's input, and its error as a share of the first's.
 
-    The error is that of the output in integers on the sampled rows, with the range that holds 99.99 % of the input. Unless biases will
-    be corrected, that with the range of the largest value is added to it: either way to calibrate is served.
+    The error is that of the output in integers on the sampled rows, once with the range that holds 99.99 % of the input and once with
+    that of the largest value, one added to the other: either way to calibrate is served, and an offset that saturates more of what the
+    calibration images showed does not win by it.
 
     Args:
         candidates: Name to offset and scale, each ``(channels,)``: the layer would read ``(x - offset) / scale``. The first is that of
@@ -76,7 +77,7 @@ def best_of(
     product = seen.rows @ weight.T
     for name, (offset, scale) in candidates.items():
         rows, scaled = (seen.rows - offset) / scale, weight * scale
-        clips = [percentile_of(rows)] if corrected else [percentile_of(rows), (seen.largest(offset) / scale).max()]
+        clips = percentile_of(rows), (seen.largest(offset) / scale).max()
         errors[name] = output_error(rows, scaled, product - weight @ offset, clips, bits, corrected=corrected)
     best, first = min(errors, key=lambda name: errors[name]), next(iter(errors.values()))
     return best, round(errors[best] / first, 6) if first else 1.0
