@@ -102,11 +102,10 @@ class Run:
         done = load_state(self.path, self.key, self._values, self._optimizer)
         if done is None:
             begin()
+            self._record(0)
         else:
             self._rows = list(done.rows)
             note(f"Training goes on behind step {done.step}")
-        if done is None:
-            self._record(0)
         first, began, stopped = done.step if done else 0, time.perf_counter(), ""
         step, total = first, self.recipe.qat_steps
         with bar("Training", total, speed="steps/s") as advance:
