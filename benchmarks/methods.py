@@ -54,7 +54,8 @@ def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, 
     words += ["--calib", calibration, "--calib-n", str(args.calib_n), "--method", ",".join(args.method), "--bits", ",".join(args.bits)]
     run([*words, *args.qat])
     words = ["clipq", "eval", str(folder / "bundle"), "-o", str(folder / "report"), "--no-bench", "--resume"]
-    run([*words, "--data", judged_on, "--ood", foreign, *(["--limit", str(args.limit)] if args.limit else [])])
+    words += ["--data", judged_on, "--ood", foreign, "--resamples", str(args.resamples)]
+    run([*words, *(["--limit", str(args.limit)] if args.limit else [])])
     report = json.loads((folder / "report" / "report.json").read_text())
     engines = [engine for engine in report["engines"] if engine != "torch-fp32"]
     return [row(model, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--bits", default=[], **words)
     parser.add_argument("--calib-n", type=int, default=256)
     parser.add_argument("--limit", type=int, help="judge on so many images")
+    parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--qat", type=str.split, default=[], help="options of training for clipq-export, in one word")
     parser.add_argument("--name", default="run", help="of the folder of bundle and report, below model and tower")
     parser.add_argument("-o", "--folder", type=Path, required=True, help="folder for bundles and reports")
@@ -110,7 +112,7 @@ def main() -> None:
     args.bits = args.bits or (["W8A32", "W4A32"] if args.family == "weight-only" else ["W8A8", "W6A8", "W6A6", "W4A8", "W4A4"])
     old = json.loads(args.output.read_text()) if args.output and args.output.exists() else {"runs": [], "rows": []}
     new = [entry for model in args.models for tower in args.towers for entry in measure(model, tower, args)]
-    made = record("methods", {})
+    made = record("methods", {"calib_n": args.calib_n, "limit": args.limit, "resamples": args.resamples})
     found = {"benchmark": "methods", "runs": [*old["runs"], made], "rows": merged(old["rows"], new)}
     if args.output:
         write_json(args.output, found)
