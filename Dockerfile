@@ -61,7 +61,7 @@ RUN if test -n "${TENSORRT}"; then \
         "libnvonnxparsers10=${TENSORRT}" "python3-libnvinfer=${TENSORRT}" \
       && rm -rf /var/lib/apt/lists/*; \
     fi \
-    && python3 -c "import ctypes.util, importlib.util; assert ctypes.util.find_library('nvinfer') and importlib.util.find_spec('tensorrt'), \
+    && python3 -c "import importlib.util; assert importlib.util.find_spec('tensorrt'), \
 'BASE_GPU has no TensorRT for its python3, and TENSORRT names none'"
 
 FROM gpu-base AS gpu-build
@@ -98,7 +98,7 @@ CMD ["--help"]
 
 FROM ${BASE_JETSON} AS jetson-build
 # hadolint ignore=DL3008
-RUN python3 -c "import ctypes.util, importlib.util; assert ctypes.util.find_library('nvinfer') and importlib.util.find_spec('tensorrt'), \
+RUN python3 -c "import importlib.util; assert importlib.util.find_spec('tensorrt'), \
 'BASE_JETSON has no TensorRT for its python3: give the L4T TensorRT image of the JetPack on the board'" \
     && { python3 -c "import ensurepip" \
       || { apt-get update && apt-get install --yes --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*; }; }

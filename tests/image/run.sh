@@ -22,7 +22,12 @@ fi
 
 work=$(mktemp -d)
 chmod 755 "$work"
-trap 'buildah umount --all >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
+clean() {
+  buildah umount --all >/dev/null 2>&1 || true
+  awk -v work="$work/" 'index($2, work) == 1 {print $2}' /proc/mounts | xargs -r umount || true # an interrupted debootstrap leaves its /proc
+  rm -rf "$work"
+}
+trap clean EXIT
 # No overlay, no fuse, no user namespace, no /var/lib/containers: this is what works in the barest sandbox.
 export STORAGE_DRIVER=vfs STORAGE_OPTS='' BUILDAH_ISOLATION=chroot BUILDAH_FORMAT=docker CONTAINERS_STORAGE_CONF="$work/storage.conf"
 printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/storage" "$work/storage-run" >"$CONTAINERS_STORAGE_CONF"
