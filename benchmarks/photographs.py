@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from photographs_tables import ENGINES, tables
 
@@ -58,14 +58,9 @@ def noise_command(model: str, shared: str, folder: str) -> list[str]:
 
 def run(command: list[str]) -> None:
     """Run one of this installation's commands and stop when it fails."""
+    print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
     program = str(Path(sys.executable).parent / command[0])
     subprocess.run([program, *command[1:]], check=True)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """Return the report in a folder."""
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
 
 
 def replace_tables(page: Path, text: str) -> None:
@@ -83,12 +78,14 @@ def main() -> None:
     args = parser.parse_args()
     folder, clean, tuned, noisy = Path(args.output), {}, {}, {}
     for model in MODELS:
-        for make, reports in (export_command, None), (tune_command, tuned), (eval_command, clean), (noise_command, noisy):
-            command = make(model, args.shared, args.output)
-            print(f"$ {shlex.join(command)}", file=sys.stderr)
-            run(command)
-            if reports is not None:
-                reports[model] = read(folder / model / ("noise" if reports is noisy else "report"))  # tune and eval share embeddings
+        run(export_command(model, args.shared, args.output))
+        for name, make, reports in ("tuned", tune_command, tuned), ("clean", eval_command, clean), ("noisy", noise_command, noisy):
+            kept = folder / model / f"{name}.json"
+            if not kept.exists():
+                command = make(model, args.shared, args.output)
+                run(command)
+                shutil.copyfile(Path(command[command.index("-o") + 1]) / "report.json", kept)
+            reports[model] = json.loads(kept.read_text())
     text = tables(clean, tuned, noisy, ID_SETS[0])
     if args.table:
         replace_tables(args.table, text)

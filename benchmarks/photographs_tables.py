@@ -113,7 +113,7 @@ def corrupted(reports: Mapping[str, Report]) -> list[list[str]]:
         for data in next(iter(report["robustness"].values()))["noise"]:
             for engine in ("torch-fp32", *QUANTIZED):
                 part = report["robustness"][engine]["noise"][data]
-                ratios = [f"{part[name]['value']:.4f} {_ends(part[name]['ci95'], 1, '.4f')}" for name in ("mce", "relative_mce")]
+                ratios = [_ratio(part[name]) for name in ("mce", "relative_mce")]
                 rows.append(
                     [model, short(data), engine, points(report["results"][engine][data]["acc1"]), points(part["mean_error"]), *ratios]
                 )
@@ -136,6 +136,10 @@ def points(entry: Mapping[str, Any]) -> str:
     """Return a fraction in percent, with its paired delta and interval in percent points."""
     text = f"{100 * entry['value']:.2f}"
     return text if entry["delta"] is None else f"{text} ({100 * entry['delta']:+.2f} {_ends(entry['delta_ci95'], 100, '+.2f')})"
+
+
+def _ratio(entry: Mapping[str, Any]) -> str:
+    return "" if entry["value"] is None else f"{entry['value']:.4f} {_ends(entry['ci95'], 1, '.4f')}"
 
 
 def _ends(ends: Sequence[float] | None, factor: float, form: str) -> str:

@@ -111,7 +111,7 @@ def plan_stages(bundle: Bundle, engine_id: str, *, no_torch: str = "", altered: 
     stages.append(_stage(("engine", "as it runs"), change, before, "engine", "engine"))
     if integers:
         stages.append(_default(changed))
-    sources = {tower: _unquantized(bundle, name) for tower, name in graphs.items()}
+    sources = {tower: _unquantized(bundle, tower, name) for tower, name in graphs.items()}
     return Plan(engine_id, graphs, sources, tuple(stages), left_out, half, on_path)
 
 
@@ -125,16 +125,13 @@ def _why_whole(engine_id: str) -> str:
     return ""
 
 
-def _unquantized(bundle: Bundle, name: str) -> str:
-    """Return the FP32 graph that a graph was made from, by the hashes of the manifest; itself where it is one."""
+def _unquantized(bundle: Bundle, tower: Tower, name: str) -> str:
+    """Return the FP32 graph that a tower's graph was made from, by the hashes of the manifest; PyTorch's where they name none."""
     files = bundle.manifest.files
     names = {entry.sha256: other for other, entry in files.items()}
-    while ".fp32" not in name:
-        parent = names.get(files[name].parent) if name in files else None
-        if parent is None:
-            raise RefusedError(f"{bundle.folder} does not name what {name} was made from", fix="Export the bundle again.")
-        name = parent
-    return name
+    while name in files and ".fp32" not in name:
+        name = names.get(files[name].parent, PLAIN[tower])
+    return name or PLAIN[tower]
 
 
 def _graphs(bundle: Bundle, engine_id: str) -> dict[Tower, str]:

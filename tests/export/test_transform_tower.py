@@ -42,6 +42,7 @@ def test_demo_models_compute_the_same(model_id: str, tower: str, name: str) -> N
     _assert_exact(model_id, tower, name)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not MODELS.is_dir(), reason="the photograph models are not beside the project")
 @pytest.mark.parametrize("model", ["photo-base", "photo-over", "photo-under"])

@@ -64,6 +64,7 @@ _PRECISIONS = {
     "float8e5m2": "fp8",
 }
 _PACKED = "MatMulNBits"  # FP32 products that read packed weights
+_SMALLEST_BLOCK = 32  # inputs of a layer that share a scale
 _SWALLOWED = "TRTKernel"  # a whole subgraph that the TensorRT provider compiled; nothing is told of its inside
 _SUFFIX = "_kernel_time"
 _Shapes = Sequence[Sequence[int]]
@@ -110,12 +111,14 @@ def _layer(name: str, args: Mapping[str, Any], work: Mapping[str, int]) -> RanLa
 def _packed_weights(types: Sequence[str], shapes: _Shapes) -> str:
     """Return the bits of packed weights: zero points are packed like them, one per scale, and stay visible where weights do not.
 
+    Where an output has a single block, one zero point fills a byte whatever its bits are.
+
     >>> _packed_weights(["float", "float", "uint8"], [[1, 50, 768], [24, 96], [12, 96]])
     'int4-weights'
     """
     scales = [math.prod(shape) for kind, shape in zip(types[1:], shapes[1:], strict=False) if kind == "float"]
     packed = [math.prod(shape) for kind, shape in zip(types[1:], shapes[1:], strict=False) if kind == "uint8"]
-    if not scales or not packed:
+    if not scales or not packed or (packed[-1] == scales[0] and shapes[0][-1] <= _SMALLEST_BLOCK):
         return UNKNOWN
     return "int8-weights" if packed[-1] >= scales[0] else "int4-weights"
 
