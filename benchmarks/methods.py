@@ -52,7 +52,7 @@ def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, 
     model_id = model if model.startswith("demo:") else f"local-dir:{args.shared}/models/{model}"
     words = ["clipq-export", model_id, "-o", str(folder / "bundle"), "--engines", ",".join(OTHERS), "--towers", tower, "--resume"]
     words += ["--calib", calibration, "--calib-n", str(args.calib_n), "--method", ",".join(args.method), "--bits", ",".join(args.bits)]
-    run([*words, *args.qat])
+    run([*words, *args.options])
     words = ["clipq", "eval", str(folder / "bundle"), "-o", str(folder / "report"), "--no-bench", "--resume"]
     words += ["--data", judged_on, "--ood", foreign, "--resamples", str(args.resamples)]
     run([*words, *(["--limit", str(args.limit)] if args.limit else [])])
@@ -65,7 +65,7 @@ def row(model: str, tower: str, engine: str, report: dict[str, Any], args: argpa
     """Return what one engine showed."""
     named = method_of(engine)
     (results,), (ood,) = (report[part][engine].values() for part in ("results", "ood"))
-    found: dict[str, Any] = {"model": model, "tower": tower, "engine": engine, "calib_n": args.calib_n, "options": args.qat}
+    found: dict[str, Any] = {"model": model, "tower": tower, "engine": engine, "calib_n": args.calib_n, "options": args.options}
     found |= {"method": named[0].name, "family": named[0].family, "bits": str(named[1])} if named else {}
     found["figures"] = {name: results[name] for name in FIGURES} | {"auroc": ood["mcm"]["auroc"]}
     if engine in report["paired"]:
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--calib-n", type=int, default=256)
     parser.add_argument("--limit", type=int, help="judge on so many images")
     parser.add_argument("--resamples", type=int, default=2000)
-    parser.add_argument("--qat", type=str.split, default=[], help="options of training for clipq-export, in one word")
+    parser.add_argument("--options", type=str.split, default=[], help="more options for clipq-export, in one word")
     parser.add_argument("--name", default="run", help="of the folder of bundle and report, below model and tower")
     parser.add_argument("-o", "--folder", type=Path, required=True, help="folder for bundles and reports")
     parser.add_argument("--output", type=Path, help="the record; rows of earlier runs stay")

@@ -116,7 +116,7 @@ _ALL = (
         "activations centred channel by channel, the shift in the bias, and the biases corrected",
         "Wei et al. 2023 (Outlier Suppression+), arXiv 2304.09145",
     ),
-    Method("gptq", "ptq", "weights rounded one by one, each error carried by those still to come", "Frantar et al. 2023, arXiv 2210.17323"),
+    Method("gptq", "ptq", "weights rounded one by one, errors carried on; biases corrected", "Frantar et al. 2023, arXiv 2210.17323"),
     Method("bias-correction", "ptq", "the mean error of every layer taken out of its bias", "Nagel et al. 2019, arXiv 1906.04721"),
     Method(
         "rtn", "weight-only", "weights rounded to the nearest, in blocks", "the baseline of Frantar et al. 2023, arXiv 2210.17323", NOTHING

@@ -17,7 +17,7 @@ _TRANSFORMED = {
 }
 
 # Rounding a weight and multiplying it by the offset of a shift gives a constant error, which only a corrected bias takes away.
-_CORRECTED = frozenset({"bias-correction", "shift"})
+_CORRECTED = frozenset({"bias-correction", "gptq", "shift"})
 
 
 def source_of(method: Method, bits: Bits) -> str:
@@ -35,6 +35,4 @@ def scheme_of(method: Method, bits: Bits, ranges: CalibrationMethod) -> Scheme:
     if method.name in CALIBRATION_METHODS:
         scheme = Scheme(method.name, bits)  # type: ignore[arg-type]  # the names of ranges are methods
         return replace(scheme, rounding="mse") if method.name == "mse" else scheme
-    if method.name == "gptq":
-        return Scheme(ranges, bits, rounding="gptq")
-    return Scheme(ranges, bits, corrected=method.name in _CORRECTED)
+    return Scheme(ranges, bits, rounding="gptq" if method.name == "gptq" else "nearest", corrected=method.name in _CORRECTED)
