@@ -116,6 +116,12 @@ _ALL = (
         "activations centred channel by channel, the shift in the bias, and the biases corrected",
         "Wei et al. 2023 (Outlier Suppression+), arXiv 2304.09145",
     ),
+    Method(
+        "equalize",
+        "ptq",
+        "every channel of every layer's input centred and balanced, behind GELU too; ranges of mse, weights and biases of gptq",
+        "Wei et al. 2023, arXiv 2304.09145; Xiao et al. 2023, arXiv 2211.10438; Frantar et al. 2023, arXiv 2210.17323",
+    ),
     Method("gptq", "ptq", "weights rounded one by one, errors carried on; biases corrected", "Frantar et al. 2023, arXiv 2210.17323"),
     Method("bias-correction", "ptq", "the mean error of every layer taken out of its bias", "Nagel et al. 2019, arXiv 1906.04721"),
     Method(
@@ -143,6 +149,13 @@ _ALL = (
         PAIRS,
     ),
     Method("rotation-lsq", "qat", "learned step sizes in the rotated basis", "Bouguerra et al. 2025, arXiv 2509.21173", PAIRS),
+    Method(
+        "equalize-lsq",
+        "qat",
+        "learned step sizes in the tower of equalize, taught as lsq-mse",
+        "Esser et al. 2020; Wei et al. 2023, arXiv 2304.09145",
+        PAIRS,
+    ),
 )
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 

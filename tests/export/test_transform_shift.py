@@ -13,7 +13,7 @@ from clipq.export.quantize.ptq import scheme_of
 from clipq.export.quantize.scheme import Scheme
 from clipq.export.transform.blocks import PARTS, residual_blocks
 from clipq.export.transform.capture import Seen, capture
-from clipq.export.transform.shift import Shifted, offsets_of, shift, shift_input
+from clipq.export.transform.shift import Scaled, Shifted, equalize, offsets_of, scale_activation, shift, shift_input
 from clipq.methods import METHODS, W8A8
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -78,6 +78,70 @@ def test_offsets_by_hand() -> None:
     np.testing.assert_allclose(found["inner"], [2.0, 0.5], atol=1e-3)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ["shift, scale", "scale, shift", "scale, shift, scale, shift"])
+def test_scales_behind_the_activation_function_leave_the_function(form: str, order: str) -> None:
+    """In any order and number, scales and shifts behind GELU change no embedding, and become one Mul and one Sub."""
+    model = random_clip(**FORMS[form])
+    before, generator = embed(model, "image", inputs_of("image")), torch.Generator().manual_seed(0)
+    for block in residual_blocks(model, "image", "toy", "test"):
+        channels = block.weight("fc2").shape[1]
+        for step in order.split(", "):
+            if step == "scale":
+                scale_activation(block, torch.rand(channels, generator=generator) * 3 + 0.1)
+            else:
+                shift_input(block, "fc2", torch.randn(channels, generator=generator))
+        assert [name for name, _ in block.module.mlp.gelu.named_children()] == ["function", "scale", "shift"]
+    assert relative_difference(before, embed(model, "image", inputs_of("image"))) < 1e-5
+
+
+def test_what_fc2_reads_is_scaled_and_then_shifted() -> None:
+    """By hand: (x - 2) / 4 of every channel, whether it was shifted or scaled first."""
+    for first_shift in (True, False):
+        model = random_clip()
+        blocks, before = _captured(model, "image")
+        channels = blocks[0].weight("fc2").shape[1]
+        if first_shift:
+            shift_input(blocks[0], "fc2", torch.tensor(2.0))
+        scale_activation(blocks[0], torch.full((channels,), 4.0))
+        if not first_shift:
+            shift_input(blocks[0], "fc2", torch.tensor(0.5))
+        after = _captured(model, "image")[1][blocks[0].name, "fc2"].rows
+        torch.testing.assert_close(after, (before[blocks[0].name, "fc2"].rows - 2) / 4, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", METHODS["equalize"].bits)
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_equalizing_is_exact_and_never_worse_than_shifting(tower: str, bits: str) -> None:
+    """Embeddings stay; ``fc2`` alone differs from what shift chooses, and its error there is at most as large."""
+    model, shifted = random_clip(), random_clip()
+    before = embed(model, tower, inputs_of(tower))
+    blocks, seen = _captured(model, tower)
+    said = equalize(blocks, seen, METHODS["equalize"].bits[bits])
+    others, seen_there = _captured(shifted, tower)
+    shifts = shift(others, seen_there, METHODS["equalize"].bits[bits])["layers"]
+    assert relative_difference(before, embed(model, tower, inputs_of(tower))) < 1e-4
+    for name, chosen in said["layers"].items():
+        if name.endswith(":fc2"):
+            assert chosen["error_ratio"] <= shifts[name]["error_ratio"] + 1e-6
+        else:
+            assert chosen == shifts[name]
+    assert said["added_operators"].get("Mul", 0) == sum(isinstance(module, Scaled) for module in model.modules())
+
+
+def test_channels_of_unlike_sizes_behind_gelu_are_balanced() -> None:
+    """One channel in eight is fifty times as large behind GELU: shifting leaves the others few levels, equalizing does not."""
+    ratios = {}
+    for name, transform in {"shift": shift, "equalize": equalize}.items():
+        model = random_clip()
+        for block in residual_blocks(model, "image", "toy", "test"):
+            block.weight("fc1")[::8].mul_(50)
+            block.weight("fc2")[:, ::8].div_(50)
+        blocks, seen = _captured(model, "image")
+        ratios[name] = [chosen["error_ratio"] for layer, chosen in transform(blocks, seen, W8A8)["layers"].items() if "fc2" in layer]
+    assert max(ratios["equalize"]) < 0.1 * min(ratios["shift"])
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_shifting_is_exact_and_says_what_it_chose(tower: str) -> None:
     """Embeddings stay; no layer's error grows; the operators that were added are counted."""
@@ -88,7 +152,7 @@ def test_shifting_is_exact_and_says_what_it_chose(tower: str) -> None:
     assert relative_difference(before, embed(model, tower, inputs_of(tower))) < 1e-4
     assert list(said["layers"]) == [f"{block.name}:{part}" for block in blocks for part in PARTS]
     assert all(0 < chosen["error_ratio"] <= 1 for chosen in said["layers"].values())
-    assert said["added_operators"]["Sub"] == sum(isinstance(module, Shifted) for module in model.modules())
+    assert said["added_operators"].get("Sub", 0) == sum(isinstance(module, Shifted) for module in model.modules())
 
 
 def test_one_sided_inputs_are_centred() -> None:
@@ -110,6 +174,7 @@ def test_the_engine_corrects_its_biases() -> None:
     """A large offset times the rounding of a weight is a constant error: the scheme takes it out, at all bits."""
     for bits in METHODS["shift"].bits.values():
         assert scheme_of(METHODS["shift"], bits, "percentile") == Scheme("percentile", bits, corrected=True)
+        assert scheme_of(METHODS["equalize"], bits, "percentile") == Scheme("mse", bits, rounding="gptq", corrected=True)
 
 
 def test_dead_inputs_are_safe() -> None:

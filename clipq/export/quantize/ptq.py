@@ -8,12 +8,14 @@ from clipq.export.quantize.scheme import Scheme
 from clipq.methods import Bits, Method
 from clipq.recipe import CALIBRATION_METHODS, CalibrationMethod
 
-# Methods that first write the tower anew, as the same function in other numbers; smoothquant balances for its bits.
+# Methods that first write the tower anew, as the same function in other numbers; smoothquant and equalize balance for their bits.
 _TRANSFORMED = {
     "smoothquant": "fp32-{bits}-smoothquant",
     "rotation": "fp32-rotation",
     "shift": "fp32-shift",
+    "equalize": "fp32-{bits}-equalize",
     "rotation-lsq": "fp32-rotation",
+    "equalize-lsq": "fp32-{bits}-equalize",
 }
 
 # Rounding a weight and multiplying it by the offset of a shift gives a constant error, which only a corrected bias takes away.
@@ -35,4 +37,6 @@ def scheme_of(method: Method, bits: Bits, ranges: CalibrationMethod) -> Scheme:
     if method.name in CALIBRATION_METHODS:
         scheme = Scheme(method.name, bits)  # type: ignore[arg-type]  # the names of ranges are methods
         return replace(scheme, rounding="mse") if method.name == "mse" else scheme
+    if method.name == "equalize":  # rare large values decide its ranges, which a percentile would cut off
+        return Scheme("mse", bits, rounding="gptq", corrected=True)
     return Scheme(ranges, bits, rounding="gptq" if method.name == "gptq" else "nearest", corrected=method.name in _CORRECTED)

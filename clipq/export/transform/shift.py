@@ -15,7 +15,7 @@ from torch import Tensor
 from clipq.export.transform.blocks import PARTS, Block, Part, double, write
 from clipq.export.transform.capture import Key, Seen
 from clipq.export.transform.error import best_of
-from clipq.export.transform.smooth import FOLDABLE, scale_input, scales_of
+from clipq.export.transform.smooth import ALPHAS, FOLDABLE, scale_input, scales_of
 from clipq.methods import Bits
 
 _TAIL = 0.001  # share of the rows that the inner middle leaves out at either end
@@ -26,11 +26,27 @@ class Shifted(torch.nn.Module):
 
     def __init__(self, offset: Tensor) -> None:
         super().__init__()
-        self.offset = torch.nn.Parameter(offset.detach().clone().to(torch.float32), requires_grad=False)
+        self.offset = _constant(offset)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the values minus the offset, one per channel or one for all."""
         return values - self.offset
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies what it is given by a constant per channel: the operator that a scale behind an activation function costs."""
+
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.factor = _constant(factor)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values times the factor."""
+        return values * self.factor
+
+
+def _constant(values: Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(values.detach().clone().to(torch.float32), requires_grad=False)
 
 
 def shift_input(block: Block, part: Part, offset: Tensor) -> None:
@@ -56,12 +72,41 @@ def shift_input(block: Block, part: Part, offset: Tensor) -> None:
     write(source, double(source)[0] - by_channel)
 
 
+def scale_activation(block: Block, scale: Tensor) -> None:
+    """Let ``fc2`` read its input divided by a scale per channel, in place; what the block computes stays the same.
+
+    A scale does not pass an activation function, so an operator behind it divides. It comes before the shift, which is divided too.
+
+    Args:
+        block: The block.
+        scale: ``(channels,)``, positive.
+    """
+    weight, mlp = block.weight("fc2"), block.module.mlp
+    (by_channel,) = double(scale)
+    write(weight, double(weight)[0] * by_channel)
+    known = _operators(mlp.gelu)
+    before = double(known["scale"].factor)[0] if "scale" in known else 1.0
+    known["scale"] = Scaled(before / by_channel)
+    if "shift" in known:
+        known["shift"] = Shifted(double(known["shift"].offset)[0] / by_channel)
+    _put(mlp, known)
+
+
 def _shift_activation(mlp: Any, offset: Tensor) -> None:
-    known = getattr(mlp.gelu, "shift", None)
-    if known is not None:
-        known.offset = Shifted(double(known.offset)[0] + offset).offset
-        return
-    mlp.gelu = torch.nn.Sequential(OrderedDict([("function", mlp.gelu), ("shift", Shifted(offset))])).eval()
+    known = _operators(mlp.gelu)
+    before = double(known["shift"].offset)[0] if "shift" in known else 0.0
+    known["shift"] = Shifted(before + double(offset)[0])
+    _put(mlp, known)
+
+
+def _operators(gelu: Any) -> dict[str, Any]:
+    """Return an activation function and what stands behind it, by name."""
+    return dict(gelu.named_children()) if isinstance(gelu, torch.nn.Sequential) else {"function": gelu}
+
+
+def _put(mlp: Any, operators: dict[str, Any]) -> None:
+    present = [(name, operators[name]) for name in ("function", "scale", "shift") if name in operators]
+    mlp.gelu = torch.nn.Sequential(OrderedDict(present)).eval()
 
 
 def offsets_of(seen: Seen) -> dict[str, Tensor]:
@@ -81,36 +126,55 @@ def offsets_of(seen: Seen) -> dict[str, Tensor]:
 def shift(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict[str, Any]:
     """Centre the input of every linear layer, and balance its channels where a scale can be folded, in place; return what was chosen.
 
-    First the offset and then SmoothQuant's alpha, each the one of least output error in integers (``best_of``) but for its mean: the
-    engine's biases must be corrected, because the rounding of a weight times a large offset is a constant error, which can be larger
+    Offset and SmoothQuant's alpha are those of least output error in integers together (``best_of``) but for its mean: the engine's
+    biases must be corrected, because the rounding of a weight times a large offset is a constant error, which can be larger
     than all that the offset saves. Only ``fc2`` pays for its offset with an operator; a scale there would cost another one and is left
-    out.
+    out (``equalize`` has it).
 
     Args:
         blocks: The blocks.
         seen: What their layers read.
         bits: Of the engine to be.
     """
+    return _centred(blocks, seen, bits, FOLDABLE)
+
+
+def equalize(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits) -> dict[str, Any]:
+    """Centre and balance the input of every linear layer, that of ``fc2`` too, in place; return what was chosen, as ``shift`` does.
+
+    What ``fc2`` reads is where most of the error of a static graph arises: one range has to hold channels of very different sizes, and
+    neither a LayerNorm nor a weight before it can take a scale. One Mul and one Sub behind the activation function do.
+    """
+    return _centred(blocks, seen, bits, PARTS)
+
+
+def _centred(blocks: Iterable[Block], seen: Mapping[Key, Seen], bits: Bits, scaled: tuple[Part, ...]) -> dict[str, Any]:
     chosen = {}
     for block in blocks:
         for part in PARTS:
-            chosen[f"{block.name}:{part}"] = _centre(block, part, seen[block.name, part], bits)
-    operators = sum(name.endswith(":fc2") and one["offset"] != "none" for name, one in chosen.items())
-    return {"bits": str(bits), "layers": chosen, "added_operators": {"Sub": operators}}
+            chosen[f"{block.name}:{part}"] = _centre(block, part, seen[block.name, part], bits, scale=part in scaled)
+    paid = [one for name, one in chosen.items() if name.endswith(":fc2")]
+    added = {"Sub": sum(one["offset"] != "none" for one in paid), "Mul": sum(one.get("alpha") is not None for one in paid)}
+    return {"bits": str(bits), "layers": chosen, "added_operators": {name: count for name, count in added.items() if count}}
 
 
-def _centre(block: Block, part: Part, seen: Seen, bits: Bits) -> dict[str, Any]:
+def _centre(block: Block, part: Part, seen: Seen, bits: Bits, *, scale: bool) -> dict[str, Any]:
     weight, offsets = block.weight(part).detach().clone(), offsets_of(seen)
-    ones = torch.ones(weight.shape[1])
-    way, ratio = best_of({way: (offset, ones) for way, offset in offsets.items()}, seen, weight, bits, corrected=True)
-    said: dict[str, Any] = {"offset": way, "error_ratio": ratio}
+    candidates: dict[tuple[str, float | None], tuple[Tensor, Tensor]] = {}
+    for way, offset in offsets.items():
+        scales = scales_of(seen, offset, weight)
+        candidates |= {(way, alpha): (offset, scales[alpha]) for alpha in ((None, *ALPHAS[::2]) if scale else (None,))}
+    (way, alpha), ratio = best_of(candidates, seen, weight, bits, corrected=True)
+    offset, by_channel = candidates[way, alpha]
     if way != "none":
-        shift_input(block, part, offsets[way])
-    if part in FOLDABLE:
-        scales = scales_of(seen, offsets[way], weight)
-        said["alpha"], gained = best_of(
-            {alpha: (offsets[way], scale) for alpha, scale in scales.items()}, seen, weight, bits, corrected=True
-        )
-        said["error_ratio"] = round(ratio * gained, 6)
-        scale_input(block, part, scales[said["alpha"]])
-    return said
+        shift_input(block, part, offset)
+    if alpha is not None:
+        _scale(block, part, by_channel)
+    return {"offset": way, "error_ratio": ratio, **({"alpha": alpha} if scale else {})}
+
+
+def _scale(block: Block, part: Part, scale: Tensor) -> None:
+    if part == "fc2":
+        scale_activation(block, scale)
+    else:
+        scale_input(block, part, scale)

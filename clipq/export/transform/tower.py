@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +12,21 @@ import numpy.typing as npt
 from clipq.engines.base import Tower
 from clipq.engines.torch.checkpoint import Checkpoint
 from clipq.errors import unknown_name
-from clipq.export.transform.blocks import residual_blocks, tower_of
-from clipq.export.transform.capture import capture
+from clipq.export.transform.blocks import Block, residual_blocks, tower_of
+from clipq.export.transform.capture import Key, Seen, capture
 from clipq.export.transform.rotate import rotate
-from clipq.export.transform.shift import shift
+from clipq.export.transform.shift import equalize, shift
 from clipq.export.transform.smooth import smooth
 from clipq.methods import METHODS, W8A8, Bits
 
+_MAKERS: Mapping[str, Callable[[Iterable[Block], Mapping[Key, Seen], Bits], dict[str, Any]]] = {
+    "shift": shift,
+    "smoothquant": smooth,
+    "equalize": equalize,
+}
 _FOR_BITS: Mapping[str, Bits] = {
     "shift": W8A8,  # one graph for all bits
-    **{f"{name.lower()}-smoothquant": bits for name, bits in METHODS["smoothquant"].bits.items()},
+    **{f"{name.lower()}-{kind}": bits for kind in ("smoothquant", "equalize") for name, bits in METHODS[kind].bits.items()},
 }
 Inputs = Callable[[], Iterator[npt.NDArray[Any]]]
 
@@ -32,7 +37,7 @@ def transform_tower(checkpoint: Checkpoint, tower: Tower, name: str, inputs: Inp
     Args:
         checkpoint: The model; the copy shares the tensors of its other tower.
         tower: Which of its towers.
-        name: ``rotation``, ``shift``, or ``<bits>-smoothquant``.
+        name: ``rotation``, ``shift``, ``<bits>-smoothquant`` or ``<bits>-equalize``.
         inputs: Gives the calibration inputs of the tower, in batches, anew at every call; rotation needs none.
 
     Raises:
@@ -48,7 +53,7 @@ def transform_tower(checkpoint: Checkpoint, tower: Tower, name: str, inputs: Inp
         said = rotate(model, tower, checkpoint.model_id)
     else:
         seen = capture(model, tower, blocks, inputs())
-        said = (shift if kind == "shift" else smooth)(blocks, seen, _FOR_BITS[name])
+        said = _MAKERS[kind](blocks, seen, _FOR_BITS[name])
     return replace(checkpoint, model=model), {"transform": kind, **said}
 
 
