@@ -77,6 +77,48 @@ def test_offsets_fold_exactly(checkpoint: Checkpoint, tower: Any, method: str) -
     assert np.abs(_embed(wrapped, inputs) - expected).max() < 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("method", ["lsq", "lsq-plus", "dorefa"])
+def test_training_begins_without_the_mean_error_of_rounded_weights(checkpoint: Checkpoint, tower: Any, method: str) -> None:
+    """For the mean input of the batches, seen by hooks on the FP32 tower, every layer with rounded weights gives FP32's result."""
+    model = copy.deepcopy(checkpoint.model)
+    wrapped = wrap(copy.deepcopy(model), tower, checkpoint.model_id, PLANS[method].makers(BITS["W4A4"], "fp16"))
+    batches = [torch.from_numpy(_inputs(tower, rows, seed)) for rows, seed in ((8, 1), (3, 2))]
+    blocks = {spot.block.name: model.get_submodule(spot.block.name) for spot in wrapped.spots}
+    seen: dict[str, list[torch.Tensor]] = {f"{name}:{part}": [] for name in blocks for part in ("fc1", "fc2")}
+    for name, block in blocks.items():
+        for part, layer in (("fc1", block.mlp.c_fc), ("fc2", block.mlp.c_proj)):
+            layer.register_forward_pre_hook(lambda _, inputs, key=f"{name}:{part}": seen[key].append(inputs[0]))
+    with torch.no_grad():
+        for batch in batches:
+            (model.encode_image if tower == "image" else model.encode_text)(batch)
+        begin(wrapped, iter(batches))
+        means = {key: torch.cat([row.flatten(0, -2) for row in rows]).mean(dim=0) for key, rows in seen.items()}
+        for spot in wrapped.spots:
+            if spot.part not in ("fc1", "fc2"):
+                continue
+            exact = blocks[spot.block.name].mlp.c_fc if spot.part == "fc1" else blocks[spot.block.name].mlp.c_proj
+            layer = spot.block.module.mlp.c_fc if spot.part == "fc1" else spot.block.module.mlp.c_proj
+            mean = means[f"{spot.block.name}:{spot.part}"]
+            found = spot.site.weight(layer.original.weight) @ mean + layer.original.bias
+            torch.testing.assert_close(found, exact(mean), rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(layer.original.bias, exact.bias, atol=1e-5), "rounding to 4 bits has a mean error"
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_mean_error_of_the_projection_is_taken_out(checkpoint: Checkpoint, tower: Any) -> None:
+    """Queries have their scale in the rounded weight and not in the bias that is trained; for the mean input all three are FP32's."""
+    wrapped = _wrapped(checkpoint, tower, "lsq", "W4A4")
+    for spot in wrapped.spots:
+        if spot.part == "qkv":
+            attention = spot.block.module.attn
+            plain = checkpoint.model.get_submodule(f"{spot.block.name}.attn")
+            mean = spot.site.reads.mean
+            weight, bias = attention.projection()
+            expected = (plain.in_proj_weight @ mean + plain.in_proj_bias) * attention.scale
+            torch.testing.assert_close(spot.site.weight(weight) @ mean + bias, expected, rtol=1e-4, atol=1e-5)
+
+
 def _write(checkpoint: Checkpoint, wrapped: Wrapped, bits: str, mha: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
     known = taught(wrapped)
     unwrap(wrapped)

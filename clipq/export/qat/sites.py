@@ -50,17 +50,21 @@ class Observer(torch.nn.Module):
     Attributes:
         quantizer: What rounds.
         seen: The sample; None when it rounds.
+        mean: Mean of each channel of all that passed while the sample was taken, float32 ``(channels,)``.
     """
+
+    mean: torch.Tensor
 
     def __init__(self, quantizer: Activation) -> None:
         super().__init__()
         self.quantizer = quantizer
         self.seen: list[torch.Tensor] | None = None
         self._largest = 0.0
+        self._rows = 0
 
     def watch(self) -> None:
         """Keep a sample from now on, and round nothing."""
-        self.seen, self._largest = [], 0.0
+        self.seen, self._largest, self._rows, self.mean = [], 0.0, 0, torch.zeros(())
 
     def begin(self) -> None:
         """Take the first range from the sample, and round from now on."""
@@ -74,6 +78,9 @@ class Observer(torch.nn.Module):
             rounded: torch.Tensor = self.quantizer(values)
             return rounded
         flat = values.detach().flatten()
+        rows = flat.reshape(-1, values.shape[-1])
+        self._rows += len(rows)
+        self.mean = self.mean + (rows.mean(dim=0) - self.mean) * (len(rows) / self._rows)
         self._largest = max(self._largest, float(flat.abs().max()))
         stride = max(len(flat) // _SAMPLE, 1)
         while math.gcd(stride, values.shape[-1]) > 1:  # so that every channel comes up

@@ -121,7 +121,11 @@ def wrap(model: Any, tower: Tower, model_id: str, makers: Makers, kept: Collecti
 
 
 def begin(wrapped: Wrapped, inputs: Iterator[Tensor]) -> None:
-    """Give every quantizer its first range from the FP32 tower's activations and weights."""
+    """Give every quantizer its first range from the FP32 tower's activations and weights.
+
+    What rounding a weight adds to a layer's output on average is taken out of its bias: training would take hundreds of steps for it,
+    and the larger the mean of an input beside its spread, the larger it is.
+    """
     for observer in wrapped.observers:
         observer.watch()
     with torch.no_grad():
@@ -130,7 +134,9 @@ def begin(wrapped: Wrapped, inputs: Iterator[Tensor]) -> None:
         for observer in wrapped.observers:
             observer.begin()
         for spot in wrapped.spots:
-            write_weight(spot, spot.site.weight.begin(weight_of(spot)))
+            exact = weight_of(spot).clone()
+            write_weight(spot, spot.site.weight.begin(exact))
+            _correct_bias(spot, (spot.site.weight(weight_of(spot)) - exact) @ spot.site.reads.mean)
 
 
 def weight_of(spot: Spot) -> Tensor:
@@ -147,6 +153,12 @@ def write_weight(spot: Spot, weight: Tensor) -> None:
         write(attention.original.in_proj_weight, weight / attention.scale[:, None])
     else:
         write(layer.weight, weight)
+
+
+def _correct_bias(spot: Spot, error: Tensor) -> None:
+    attention, layer = spot.block.module.attn, _layer(spot)
+    bias = attention.original.in_proj_bias if layer is None else layer.bias
+    write(bias, bias - (error / attention.scale if layer is None else error))
 
 
 def unwrap(wrapped: Wrapped) -> dict[str, float]:

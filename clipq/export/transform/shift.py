@@ -18,6 +18,8 @@ from clipq.export.transform.error import best_of
 from clipq.export.transform.smooth import ALPHAS, FOLDABLE, scale_input, scales_of
 from clipq.methods import Bits
 
+# Beyond 0.6 all channels end at the calibration images' largest values together, and what other images have beyond them is cut off.
+_ALPHAS = ALPHAS[:7:2]
 _TAIL = 0.001  # share of the rows that the inner middle leaves out at either end
 
 
@@ -163,7 +165,7 @@ def _centre(block: Block, part: Part, seen: Seen, bits: Bits, *, scale: bool) ->
     candidates: dict[tuple[str, float | None], tuple[Tensor, Tensor]] = {}
     for way, offset in offsets.items():
         scales = scales_of(seen, offset, weight)
-        candidates |= {(way, alpha): (offset, scales[alpha]) for alpha in ((None, *ALPHAS[::2]) if scale else (None,))}
+        candidates |= {(way, alpha): (offset, scales[alpha]) for alpha in ((None, *_ALPHAS) if scale else (None,))}
     (way, alpha), ratio = best_of(candidates, seen, weight, bits, corrected=True)
     offset, by_channel = candidates[way, alpha]
     if way != "none":
