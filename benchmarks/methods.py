@@ -12,6 +12,7 @@ are embedded; the others need checkpoints in open_clip's format and photographs 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -58,7 +59,12 @@ def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, 
     run([*words, *(["--limit", str(args.limit)] if args.limit else [])])
     report = json.loads((folder / "report" / "report.json").read_text())
     engines = [engine for engine in report["engines"] if engine != "torch-fp32"]
-    return [row(model, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
+    rows = [row(model, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
+    for entry in rows:
+        training = folder / "bundle" / "towers" / f"{tower}.{entry['engine'].removeprefix('ort-')}.training.csv"
+        if training.exists():
+            entry["training"] = [dict(line) for line in csv.DictReader(training.read_text().splitlines())]
+    return rows
 
 
 def row(model: str, tower: str, engine: str, report: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -104,16 +110,22 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--options", type=str.split, default=[], help="more options for clipq-export, in one word")
     parser.add_argument("--name", default="run", help="of the folder of bundle and report, below model and tower")
-    parser.add_argument("-o", "--folder", type=Path, required=True, help="folder for bundles and reports")
+    parser.add_argument("-o", "--folder", type=Path, default=Path("out/methods"), help="folder for bundles and reports")
     parser.add_argument("--output", type=Path, help="the record; rows of earlier runs stay")
     parser.add_argument("--table", type=Path, help="page whose tables are replaced")
+    parser.add_argument("--join", type=Path, nargs="*", help="measure nothing: take the rows and runs of these records into --output")
     args = parser.parse_args()
     args.method += [name for name, method in METHODS.items() if method.family == args.family]
     args.bits = args.bits or (["W8A32", "W4A32"] if args.family == "weight-only" else ["W8A8", "W6A8", "W6A6", "W4A8", "W4A4"])
     old = json.loads(args.output.read_text()) if args.output and args.output.exists() else {"runs": [], "rows": []}
-    new = [entry for model in args.models for tower in args.towers for entry in measure(model, tower, args)]
-    made = record("methods", {"calib_n": args.calib_n, "limit": args.limit, "resamples": args.resamples})
-    found = {"benchmark": "methods", "runs": [*old["runs"], made], "rows": merged(old["rows"], new)}
+    if args.join is not None:
+        made = [json.loads(path.read_text()) for path in args.join]
+    else:
+        new = [entry for model in args.models for tower in args.towers for entry in measure(model, tower, args)]
+        run_record = record("methods", {"calib_n": args.calib_n, "limit": args.limit, "resamples": args.resamples})
+        made = [{"runs": [run_record], "rows": new}]
+    found = {"benchmark": "methods", "runs": [*old["runs"], *(one for each in made for one in each["runs"])]}
+    found["rows"] = merged(old["rows"], [row for each in made for row in each["rows"]])
     if args.output:
         write_json(args.output, found)
     text = tables(found["rows"])

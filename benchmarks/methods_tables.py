@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
+
+from clipq.methods import BITS, METHODS, method_of
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 HEAD = ("engine", "top-1", "ECE-15", "confidence - accuracy", "MCM AUROC", "disagreement", "flips", "centred cosine")
@@ -17,11 +19,70 @@ EXPLAINED = (
 def tables(rows: Iterable[dict[str, Any]]) -> str:
     """Return one table per model and tower, and the count of improvements, as Markdown."""
     rows = list(rows)
-    parts = [EXPLAINED]
+    parts = ["### Disagreement with FP32, in percent", matrix(rows, disagreement)]
+    parts += ["### Top-1, difference from FP32 in percent points (bold: its interval excludes 0)", matrix(rows, change_of("acc1"))]
+    parts += ["### ECE-15, difference from FP32 in percent points (bold: its interval excludes 0)", matrix(rows, change_of("ece15"))]
+    parts += [*lessons([row for row in rows if "training" in row]), "### Everything", EXPLAINED]
     for (model, tower), group in groupby(rows, key=lambda row: (row["model"], row["tower"])):
-        parts += [f"### {model}, {tower} tower", table(HEAD, [cells(row) for row in group])]
+        parts += [f"#### {model}, {tower} tower", table(HEAD, [cells(row) for row in group])]
     parts += ["### How often calibration improves", table(("model", "tower", "bits", "engines", "ECE lower", "ECE higher"), improved(rows))]
     return "\n\n".join(parts)
+
+
+def matrix(rows: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
+    """Return what one cell of each engine says: a line per engine, a column per model and tower."""
+    columns = list(dict.fromkeys((row["model"], row["tower"]) for row in rows))
+    known = {(row["engine"], row["model"], row["tower"]): cell(row) for row in rows if "paired" in row and row["engine"] != "ort-fp32"}
+    bits = {row["engine"]: row.get("bits", "") for row in rows}
+    order = ["", *BITS]
+    engines = sorted({engine for engine, *_ in known}, key=lambda engine: (order.index(bits[engine]), rank(engine), engine))
+    lines = [[engine, *(known.get((engine, *column), "") for column in columns)] for engine in engines]
+    return table(["engine", *(f"{model}, {tower}" for model, tower in columns)], lines)
+
+
+def lessons(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how each trained tower came on, step by step, on the pairs that were held out: cosine to FP32, and accuracy in percent."""
+    parts = []
+    for (model, tower), group in groupby(rows, key=lambda row: (row["model"], row["tower"])):
+        trained = list(group)
+        steps = list(dict.fromkeys(line["step"] for row in trained for line in row["training"]))
+        lines = [[row["engine"], *(lesson(row["training"], step) for step in steps)] for row in trained]
+        parts += [
+            f"### Training on {model}, {tower} tower: held-out cosine to FP32 (held-out accuracy) after so many steps",
+            table(["engine", *steps], lines),
+        ]
+    return parts
+
+
+def lesson(training: Iterable[dict[str, str]], step: str) -> str:
+    """Return what the held-out pairs showed after a step, empty where nothing was recorded there."""
+    for line in training:
+        if line["step"] == step:
+            right = line["held_out_accuracy"]
+            return f"{float(line['held_out_cosine']):.4f}" + (f" ({100 * float(right):.1f})" if right else "")
+    return ""
+
+
+def rank(engine: str) -> int:
+    """Return the place of an engine's method among all methods."""
+    named = method_of(engine)
+    return list(METHODS).index(named[0].name) if named else -1
+
+
+def disagreement(row: dict[str, Any]) -> str:
+    """Return the share of changed answers in percent."""
+    return f"{100 * row['paired']['disagreement']:.2f}"
+
+
+def change_of(figure: str) -> Callable[[dict[str, Any]], str]:
+    """Return what gives a figure's difference from FP32 in percent points, bold where its interval excludes 0."""
+
+    def change(row: dict[str, Any]) -> str:
+        entry = row["figures"][figure]
+        low, high = entry["delta_ci95"]
+        return f"**{100 * entry['delta']:+.2f}**" if low > 0 or high < 0 else f"{100 * entry['delta']:+.2f}"
+
+    return change
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -106,8 +106,8 @@ def test_the_other_tower_is_shared(tiny_checkpoint: Callable[[str], str]) -> Non
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A tiny ViT with its image tower in all three forms, with patch tokens."""
-    engines = ("ort-w8a8-rotation", "ort-w8a8-shift", "ort-w8a8-smoothquant")
+    """A tiny ViT with its image tower in all four forms, with patch tokens."""
+    engines = ("ort-w8a8-rotation", "ort-w8a8-shift", "ort-w8a8-smoothquant", "ort-w8a8-equalize")
     recipe = Recipe(model=tiny_checkpoint("vit"), engines=engines, patch_tokens=True, calib="synthetic:scenes:calibration", calib_n=16)
     return export_bundle(recipe, tmp_path_factory.mktemp("transforms") / "bundle")
 
@@ -116,7 +116,7 @@ def _nodes(bundle: Bundle, kind: str) -> list[onnx.NodeProto]:
     return list(onnx.load(str(bundle.file(f"towers/image.{kind}.onnx"))).graph.node)
 
 
-@pytest.mark.parametrize("method", ["rotation", "shift", "smoothquant"])
+@pytest.mark.parametrize("method", ["rotation", "shift", "smoothquant", "equalize"])
 def test_graphs_say_how_they_were_made(bundle: Bundle, method: str) -> None:
     """The FP32 graph in between passes the parity gate, patch tokens too, and its facts stand with the engine."""
     said = json.loads(bundle.file(f"engines/ort-w8a8-{method}/engine.json").read_text())["graphs"]
@@ -138,10 +138,13 @@ def test_the_rotation_itself_stays_fp32(bundle: Bundle) -> None:
     )
 
 
-def test_shift_costs_one_operator_a_block(bundle: Bundle) -> None:
-    """Behind an activation function there is a Sub where one was chosen, and nowhere else one more than SmoothQuant's graph has."""
-    said = json.loads(bundle.file("engines/ort-w8a8-shift/engine.json").read_text())["graphs"]
-    (facts,) = [facts for name, facts in said.items() if ".fp32-shift" in name]
-    count = {kind: sum(node.op_type == "Sub" for node in _nodes(bundle, kind)) for kind in ("fp32-shift", "fp32-w8a8-smoothquant")}
-    patches = sum("/patches/" in node.name and node.op_type == "Sub" for node in _nodes(bundle, "fp32-shift"))
-    assert count["fp32-shift"] - patches - count["fp32-w8a8-smoothquant"] == facts["added_operators"]["Sub"]
+@pytest.mark.parametrize(("kind", "method"), [("fp32-shift", "shift"), ("fp32-w8a8-equalize", "equalize")])
+def test_operators_stand_only_behind_activation_functions(bundle: Bundle, kind: str, method: str) -> None:
+    """There is a Sub, and for equalize a Mul, where one was chosen, and nowhere else one more than SmoothQuant's graph has."""
+    said = json.loads(bundle.file(f"engines/ort-w8a8-{method}/engine.json").read_text())["graphs"]
+    (facts,) = [facts for name, facts in said.items() if f".{kind}" in name]
+    assert "Mul" not in facts["added_operators"] or method == "equalize"
+    for operator in ("Sub", "Mul"):
+        nodes, plain = ([node for node in _nodes(bundle, one) if node.op_type == operator] for one in (kind, "fp32-w8a8-smoothquant"))
+        added = sum("/patches/" not in node.name for node in nodes) - sum("/patches/" not in node.name for node in plain)
+        assert added == facts["added_operators"].get(operator, 0)
