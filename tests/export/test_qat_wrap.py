@@ -200,22 +200,22 @@ def test_the_gate_between_pytorch_and_onnx_runtime() -> None:
     chosen = np.zeros(20, np.int64)
     one, two = chosen.copy(), chosen.copy()
     one[0], two[:2] = 1, 1
-    figures = compare(exact + 0.009 * noise, exact + 0.01 * noise, exact, (chosen, one))
+    figures = compare(exact + 0.009 * noise, exact + 0.01 * noise, exact, (chosen, one, one))
     assert (figures["agreement"], figures["images"], figures["inputs"]) == (0.95, 20, 20)
     assert figures["share"] == pytest.approx(0.01, rel=0.2), "a tenth as far, squared"
     with pytest.raises(ExportError, match="2 of 20 nearest texts differ"):
-        compare(exact, exact, exact, (chosen, two))
+        compare(exact, exact, exact, (chosen, two, two))
     with pytest.raises(ExportError, match="does not compute what was trained"):
-        compare(exact + 0.1 * noise, exact, exact, (chosen, chosen))
+        compare(exact + 0.1 * noise, exact, exact, (chosen, chosen, chosen))
     with pytest.raises(ExportError, match="cosine nan"):
-        compare(exact * np.nan, exact, exact, (chosen, chosen))
+        compare(exact * np.nan, exact, exact, (chosen, chosen, chosen))
 
 
 def test_what_is_far_away_must_be_small_beside_quantization() -> None:
     """In 4 bits a cosine of 0.999 passes beside a change that is 100 times as large; in 8 bits 0.99995 fails beside one as large."""
     rng = np.random.default_rng(0)
     exact, here, there = (rng.standard_normal((20, 8)).astype(np.float32) for _ in range(3))
-    chosen = (np.zeros(20, np.int64),) * 2
+    chosen = (np.zeros(20, np.int64),) * 3
     coarse = exact + 0.4 * here
     figures = compare(coarse + 0.04 * there, coarse, exact, chosen)
     assert figures["cosine"] < MIN_COSINE
@@ -223,3 +223,19 @@ def test_what_is_far_away_must_be_small_beside_quantization() -> None:
     fine = exact + 0.01 * here
     with pytest.raises(ExportError, match="of what quantization changes"):
         compare(fine + 0.01 * there, fine, exact, chosen)
+
+
+def test_answers_may_differ_as_ties_make_them() -> None:
+    """Of 20 answers one may differ; where quantization changes 10, two may (the root of 5 % of them), and three may not."""
+    exact = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
+    taught_answers = np.zeros(20, np.int64)
+    fp32 = taught_answers.copy()
+    fp32[:10] = 1
+    for differ, passes in ((1, True), (2, True), (3, False)):
+        found = taught_answers.copy()
+        found[-differ:] = 1
+        if passes:
+            assert compare(exact, exact, exact, (found, taught_answers, fp32))["agreement"] == 1 - differ / 20
+        else:
+            with pytest.raises(ExportError, match=r"3 of 20 nearest texts differ.*at most 2"):
+                compare(exact, exact, exact, (found, taught_answers, fp32))

@@ -184,9 +184,8 @@ def _parity(lesson: Lesson, task: Task, graph: Path, expected: npt.NDArray[np.fl
     answers, golden = lesson.answers(embed), embed(torch.from_numpy(task.golden.inputs(task.tower))).numpy()
     exact = np.concatenate([lesson.reference(), task.golden.outputs(task.tower)])
     try:
-        return compare(
-            np.concatenate([answers, golden]), expected, exact, (lesson.chosen(answers), lesson.chosen(expected[: len(answers)]))
-        )
+        choices = lesson.chosen(answers), lesson.chosen(expected[: len(answers)]), lesson.chosen(lesson.reference())
+        return compare(np.concatenate([answers, golden]), expected, exact, choices)
     except ExportError:
         for file in (graph, graph.with_name(f"{graph.name}.data")):
             file.unlink(missing_ok=True)
