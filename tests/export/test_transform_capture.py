@@ -12,7 +12,7 @@ from toy_clip import inputs_of, random_clip
 from clipq.errors import DataError, ExportError
 from clipq.export.transform import capture as module
 from clipq.export.transform.blocks import residual_blocks
-from clipq.export.transform.capture import _Sample, capture
+from clipq.export.transform.capture import _Sample, capture, tokens_read
 
 
 def _by_hooks(model: Any, batches: list[np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
@@ -99,3 +99,40 @@ def test_bad_inputs_are_one_line() -> None:
         capture(model, "image", blocks, [bad])
     with pytest.raises(DataError, match="no calibration images"):
         capture(model, "image", blocks, [])
+
+
+def test_padding_of_texts_is_not_captured() -> None:
+    """Rows and extremes are those of the tokens up to the end token, by hooks; what stands behind it changes no embedding."""
+    model, batches = random_clip(), [inputs_of("text", 4, seed) for seed in range(2)]
+    block = model.transformer.resblocks[1]
+    outputs: list[torch.Tensor] = []
+    handle = block.ln_2.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+    with torch.no_grad():
+        before = [model.encode_text(torch.from_numpy(batch)) for batch in batches]
+    handle.remove()
+    rows = [out[row, : int(batch[row].argmax()) + 1] for out, batch in zip(outputs, batches, strict=True) for row in range(len(batch))]
+    expected = torch.cat(rows).numpy()
+    assert len(expected) < 8 * 10, "some tokens stand behind the end"
+    found = capture(model, "text", residual_blocks(model, "text", "toy", "test"), batches)["transformer.resblocks.1", "fc1"]
+    np.testing.assert_allclose(np.sort(found.rows.numpy(), axis=0), np.sort(expected, axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.lowest, expected.min(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.highest, expected.max(axis=0), rtol=1e-4, atol=1e-5)
+    for batch, embedding in zip(batches, before, strict=True):
+        other = batch.copy()
+        for row in other:
+            row[int(row.argmax()) + 1 :] = 1
+        with torch.no_grad():
+            torch.testing.assert_close(model.encode_text(torch.from_numpy(other)), embedding)
+
+
+@pytest.mark.parametrize("change", ["last", "no mask"])
+def test_other_towers_are_captured_whole(change: str) -> None:
+    """Where the last token is the embedding, or tokens attend to those behind them, all tokens count."""
+    model, batch = random_clip(), inputs_of("text", 3)
+    if change == "last":
+        model.text_pool_type = "last"
+    else:
+        model.attn_mask = None
+    assert tokens_read(model, torch.from_numpy(batch)) is None
+    found = capture(model, "text", residual_blocks(model, "text", "toy", "test"), [batch])
+    assert len(found["transformer.resblocks.0", "qkv"].rows) == 3 * 10

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipq.engines.base import Tower
 from clipq.errors import DataError, ExportError
 from clipq.export.attention import plain_attention
-from clipq.export.transform.blocks import PARTS, Block, Part
+from clipq.export.transform.blocks import PARTS, Block, Part, tower_of
 
 Key = tuple[str, Part]
 _BUDGET = 256 << 20  # bytes of rows over all layers
@@ -81,6 +81,7 @@ class _Watch:
         size = max(_LEAST_ROWS, min(_MOST_ROWS, _BUDGET // (4 * sum(widths.values()))))
         self._sample, self._first = _Sample(size), 0
         self._plan: tuple[Tensor, ...] = ()
+        self._read: Tensor | None = None
         self.seen = {key: _empty(size, width) for key, width in widths.items()}
 
     @contextlib.contextmanager
@@ -97,9 +98,14 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
-    def start_batch(self, first: int) -> None:
-        """Draw new tokens at the first layer that runs; ``first`` is the number of the batch's first input."""
-        self._plan, self._first = (), first
+    def start_batch(self, first: int, read: Tensor | None) -> None:
+        """Draw new tokens at the first layer that runs.
+
+        Args:
+            first: Number of the batch's first input.
+            read: Which of the batch's tokens count, bool ``(inputs * tokens,)``; None for all.
+        """
+        self._plan, self._first, self._read = (), first, read
 
     def finished(self) -> Mapping[Key, Seen]:
         """Return what was seen, without the places that stayed empty."""
@@ -111,6 +117,7 @@ class _Watch:
     def _hook(self, key: Key) -> Callable[[Any, tuple[Tensor, ...]], None]:
         def keep(_module: Any, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+            rows = rows if self._read is None else rows[self._read]
             seen = self.seen[key]
             seen.lowest, seen.highest = torch.minimum(seen.lowest, rows.amin(dim=0)), torch.maximum(seen.highest, rows.amax(dim=0))
             if not (seen.lowest.isfinite().all() and seen.highest.isfinite().all()):
@@ -126,10 +133,28 @@ class _Watch:
         return keep
 
 
+def tokens_read(model: Any, tokens: Tensor) -> Tensor | None:
+    """Return which tokens the embeddings of texts depend on, bool ``(texts * tokens,)``, or None where that is all or not known.
+
+    Where a token attends to those before it alone and the embedding is that of the end token, nothing behind the end is read.
+
+    Args:
+        model: An open_clip model.
+        tokens: int ``(texts, tokens)``; the end token is the largest number.
+    """
+    own = tower_of(model, "text")
+    pooled = getattr(own, "pool_type", None) or getattr(own, "text_pool_type", None)
+    plain = own.transformer.batch_first and getattr(own, "cls_emb", None) is None
+    if pooled != "argmax" or own.attn_mask is None or not plain:
+        return None
+    return (torch.arange(tokens.shape[1]) <= tokens.argmax(dim=1, keepdim=True)).flatten()
+
+
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:
     """Run calibration inputs through a tower and return what each linear layer of its blocks read, by block and part.
 
-    Memory does not grow with the number of inputs: at most 1,024 rows of each layer are kept, fewer where a tower is large.
+    Memory does not grow with the number of inputs: at most 1,024 rows of each layer are kept, fewer where a tower is large. Of a text
+    only the tokens count that its embedding depends on: most of a short text is padding behind its end, which nobody reads.
 
     Args:
         model: An open_clip model.
@@ -145,8 +170,9 @@ def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable
     count, watch = 0, _Watch(blocks)
     with plain_attention(model), watch.hooks(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for batch in batches:
-            watch.start_batch(count)
-            encode(torch.from_numpy(batch), normalize=False)
+            inputs = torch.from_numpy(batch)
+            watch.start_batch(count, None if tower == "image" else tokens_read(model, inputs))
+            encode(inputs, normalize=False)
             count += len(batch)
     if not count:
         raise DataError("no calibration images", found=0, expected="at least 1", fix="Name a data set with --calib.")
