@@ -1,4 +1,4 @@
-"""Time and peak memory of every quantization method on a ViT-B/32 with random weights, each export in a process of its own.
+"""Time and peak memory of every quantization method on a ViT-B/32's image tower, random weights, each export in a process of its own.
 
 The baseline is the same export without a method; a method's seconds are what it adds. Images are the embedded drawn ones. QAT trains
 few steps and states steps per second from its own record. Run it alone on the machine:
@@ -49,9 +49,10 @@ def measure(name: str, args: argparse.Namespace, plain: dict[str, float]) -> dic
     added = found["seconds"] - plain["seconds"]
     met = found["peak_bytes"] <= MOST_BYTES and (method.family == "qat" or added <= MOST_SECONDS)
     found |= {"method": name, "bits": bits, "added_seconds": added, "met": met}
-    training = list(args.folder.rglob("training*.csv"))
-    if training:
-        found["training"] = training[0].read_text().splitlines()
+    if method.family == "qat":
+        kind = f"{bits.lower()}-{name}"
+        said = json.loads((args.folder / "engines" / f"ort-{kind}" / "engine.json").read_text())
+        found["seconds_per_step"] = said["graphs"][f"towers/image.{kind}.onnx"]["training"]["seconds_per_step"]
     print(json.dumps(found), file=sys.stderr, flush=True)
     return found
 
@@ -63,11 +64,13 @@ def main() -> None:
     parser.add_argument("--calib-n", type=int, default=256)
     parser.add_argument("--method", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--qat", type=str.split, default=[], help="options of training for clipq-export, in one word")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="the record; rows of other methods stay")
     args = parser.parse_args()
     plain = export(args.folder, [])
     rows = [measure(name, args, plain) for name in args.method]
-    made = record("methods_cost", {"model": MODEL, "calib_n": args.calib_n, "without_method": plain, "results": rows})
+    if args.output and args.output.exists():
+        rows = [row for row in json.loads(args.output.read_text())["results"] if row["method"] not in args.method] + rows
+    made = record("methods_cost", {"model": MODEL, "calib_n": args.calib_n, "qat": args.qat, "without_method": plain, "results": rows})
     print(json.dumps(made, indent=2))
     if args.output:
         write_json(args.output, made)

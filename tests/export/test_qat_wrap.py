@@ -19,6 +19,7 @@ from clipq.export.onnx import export_tower
 from clipq.export.qat.plan import PLANS
 from clipq.export.qat.taught import MIN_COSINE, UNTRAINED, Taught, compare, taught
 from clipq.export.qat.wrap import Wrapped, begin, unwrap, wrap
+from clipq.export.quantize.moments import up_to_end
 from clipq.export.quantize.observe import prepare
 from clipq.export.quantize.scheme import Scheme
 from clipq.export.quantize.static import write_scheme
@@ -93,7 +94,11 @@ def test_training_begins_without_the_mean_error_of_rounded_weights(checkpoint: C
         for batch in batches:
             (model.encode_image if tower == "image" else model.encode_text)(batch)
         begin(wrapped, iter(batches))
-        means = {key: torch.cat([row.flatten(0, -2) for row in rows]).mean(dim=0) for key, rows in seen.items()}
+        read = [torch.from_numpy(up_to_end(batch.numpy())) if tower == "text" else ... for batch in batches]
+        means = {}
+        for key, rows in seen.items():
+            counted = [row[mask].flatten(0, -2) for row, mask in zip(rows, read, strict=True)]
+            means[key] = torch.cat(counted).mean(dim=0)
         for spot in wrapped.spots:
             if spot.part not in ("fc1", "fc2"):
                 continue

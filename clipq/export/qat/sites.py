@@ -50,7 +50,8 @@ class Observer(torch.nn.Module):
     Attributes:
         quantizer: What rounds.
         seen: The sample; None when it rounds.
-        mean: Mean of each channel of all that passed while the sample was taken, float32 ``(channels,)``.
+        mean: Mean of each channel of all that counted while the sample was taken, float32 ``(channels,)``.
+        read: While the sample is taken: which rows count, bool; None, or another length than that of the rows, for all.
     """
 
     mean: torch.Tensor
@@ -59,6 +60,7 @@ class Observer(torch.nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.seen: list[torch.Tensor] | None = None
+        self.read: torch.Tensor | None = None
         self._largest = 0.0
         self._rows = 0
 
@@ -70,15 +72,17 @@ class Observer(torch.nn.Module):
         """Take the first range from the sample, and round from now on."""
         assert self.seen, "nothing was seen"
         self.quantizer.begin(torch.cat(self.seen), self._largest)
-        self.seen = None
+        self.seen = self.read = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values, rounded."""
         if self.seen is None:
             rounded: torch.Tensor = self.quantizer(values)
             return rounded
-        flat = values.detach().flatten()
-        rows = flat.reshape(-1, values.shape[-1])
+        rows = values.detach().reshape(-1, values.shape[-1])
+        if self.read is not None and len(self.read) == len(rows):
+            rows = rows[self.read]
+        flat = rows.flatten()
         self._rows += len(rows)
         self.mean = self.mean + (rows.mean(dim=0) - self.mean) * (len(rows) / self._rows)
         self._largest = max(self._largest, float(flat.abs().max()))

@@ -13,6 +13,7 @@ from clipq.engines.base import Tower
 from clipq.export.qat.quantizers import Activation
 from clipq.export.qat.sites import Makers, Observer, QuantizedAttention, QuantizedLinear, Site, make_site
 from clipq.export.transform.blocks import Block, Part, residual_blocks, write
+from clipq.export.transform.capture import tokens_read
 from clipq.export.transform.shift import shift_input
 
 _FIXED = ("logit_scale", "logit_bias")  # they belong to both towers
@@ -124,12 +125,15 @@ def begin(wrapped: Wrapped, inputs: Iterator[Tensor]) -> None:
     """Give every quantizer its first range from the FP32 tower's activations and weights.
 
     What rounding a weight adds to a layer's output on average is taken out of its bias: training would take hundreds of steps for it,
-    and the larger the mean of an input beside its spread, the larger it is.
+    and the larger the mean of an input beside its spread, the larger it is. Of texts only the tokens count that an embedding depends on.
     """
     for observer in wrapped.observers:
         observer.watch()
     with torch.no_grad():
         for batch in inputs:
+            read = None if wrapped.tower == "image" else tokens_read(wrapped.model, batch)
+            for observer in wrapped.observers:
+                observer.read = read
             wrapped.embed(batch)
         for observer in wrapped.observers:
             observer.begin()

@@ -147,7 +147,7 @@ def tokens_read(model: Any, tokens: Tensor) -> Tensor | None:
     plain = own.transformer.batch_first and getattr(own, "cls_emb", None) is None
     if pooled != "argmax" or own.attn_mask is None or not plain:
         return None
-    return (torch.arange(tokens.shape[1]) <= tokens.argmax(dim=1, keepdim=True)).flatten()
+    return (torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)).flatten()
 
 
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:
