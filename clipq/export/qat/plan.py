@@ -64,6 +64,6 @@ PLANS: Mapping[str, Plan] = {
     "lsq-distill": Plan(LearnedStep, LearnedStepWeight, ("distillation",)),
     "lsq-mse": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
     "lsq-plus-mse": Plan(LearnedStepAndOffset, LearnedStepWeight, ("distillation", "features")),
-    "equalize-lsq": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
     "rotation-lsq": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
+    "equalize-lsq": Plan(LearnedStep, LearnedStepWeight, ("distillation", "features")),
 }
