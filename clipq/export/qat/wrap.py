@@ -124,8 +124,8 @@ def wrap(model: Any, tower: Tower, model_id: str, makers: Makers, kept: Collecti
 def begin(wrapped: Wrapped, inputs: Iterator[Tensor]) -> None:
     """Give every quantizer its first range from the FP32 tower's activations and weights.
 
-    What rounding a weight adds to a layer's output on average is taken out of its bias: training would take hundreds of steps for it,
-    and the larger the mean of an input beside its spread, the larger it is. Of texts only the tokens count that an embedding depends on.
+    What rounding a weight adds to a layer's output on average is taken out of its bias: the larger the mean of an input is beside its
+    spread, the larger it is. Of texts only the tokens count that an embedding depends on.
     """
     for observer in wrapped.observers:
         observer.watch()

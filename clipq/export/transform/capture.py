@@ -14,6 +14,7 @@ from torch import Tensor
 from clipq.engines.base import Tower
 from clipq.errors import DataError, ExportError
 from clipq.export.attention import plain_attention
+from clipq.export.quantize.moments import up_to_end
 from clipq.export.transform.blocks import PARTS, Block, Part, tower_of
 
 Key = tuple[str, Part]
@@ -147,7 +148,7 @@ def tokens_read(model: Any, tokens: Tensor) -> Tensor | None:
     plain = own.transformer.batch_first and getattr(own, "cls_emb", None) is None
     if pooled != "argmax" or own.attn_mask is None or not plain:
         return None
-    return (torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)).flatten()
+    return torch.from_numpy(up_to_end(tokens.cpu().numpy())).flatten().to(tokens.device)
 
 
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:

@@ -164,8 +164,10 @@ def _centre(block: Block, part: Part, seen: Seen, bits: Bits, *, scale: bool) ->
     weight, offsets = block.weight(part).detach().clone(), offsets_of(seen)
     candidates: dict[tuple[str, float | None], tuple[Tensor, Tensor]] = {}
     for way, offset in offsets.items():
-        scales = scales_of(seen, offset, weight)
-        candidates |= {(way, alpha): (offset, scales[alpha]) for alpha in ((None, *_ALPHAS) if scale else (None,))}
+        candidates[way, None] = (offset, torch.ones_like(offset))
+        if scale:
+            scales = scales_of(seen, offset, weight)
+            candidates |= {(way, alpha): (offset, scales[alpha]) for alpha in _ALPHAS}
     (way, alpha), ratio = best_of(candidates, seen, weight, bits, corrected=True)
     offset, by_channel = candidates[way, alpha]
     if way != "none":
