@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipq.calib_data.imagenet import imagenet_classes
 from clipq.calib_data.index import DataIndex, build_index
 from clipq.calib_data.pipeline import batches
 from clipq.calib_data.preprocess import Preprocess
@@ -76,9 +77,15 @@ class Calibration:
                 advance(len(texts))
 
     def _captions(self) -> list[str]:
-        """Return up to ``calib_n`` captions, each class name in each template, drawn by the recipe's seed."""
+        """Return ``calib_n`` captions, each class name in each template, drawn by the recipe's seed.
+
+        A few classes in a few templates are a few words, and ranges of a few words cut off others: what is missing to ``calib_n`` are
+        ImageNet's class names in the same templates.
+        """
         if not self.source.classnames:
             raise DataError(f"{self.source.id} has no class names to calibrate the text tower with", fix="Use --towers image.")
-        captions = [template.format(c=name) for name in self.source.classnames for template in self.source.templates]
-        order = np.random.default_rng(self._recipe.seed).permutation(len(captions))
-        return [captions[position] for position in order[: self._recipe.calib_n]]
+        draws, captions = np.random.default_rng(self._recipe.seed), list[str]()
+        for names in (self.source.classnames, [known.name for known in imagenet_classes()]):
+            texts = [template.format(c=name) for name in names for template in self.source.templates]
+            captions += [texts[position] for position in draws.permutation(len(texts))]
+        return list(dict.fromkeys(captions))[: self._recipe.calib_n]

@@ -12,8 +12,9 @@ from torch import Tensor
 from clipq.engines.base import Tower
 from clipq.export.qat.quantizers import Activation
 from clipq.export.qat.sites import Makers, Observer, QuantizedAttention, QuantizedLinear, Site, make_site
+from clipq.export.quantize.padding import Padding
 from clipq.export.transform.blocks import Block, Part, residual_blocks, write
-from clipq.export.transform.capture import tokens_read
+from clipq.export.transform.capture import rows_read
 from clipq.export.transform.shift import shift_input
 
 _FIXED = ("logit_scale", "logit_bias")  # they belong to both towers
@@ -121,17 +122,22 @@ def wrap(model: Any, tower: Tower, model_id: str, makers: Makers, kept: Collecti
     return Wrapped(model, tower, tuple(spots), attentions)
 
 
-def begin(wrapped: Wrapped, inputs: Iterator[Tensor]) -> None:
+def begin(wrapped: Wrapped, inputs: Iterator[Tensor], padding: Padding) -> None:
     """Give every quantizer its first range from the FP32 tower's activations and weights.
 
     What rounding a weight adds to a layer's output on average is taken out of its bias: the larger the mean of an input is beside its
-    spread, the larger it is. Of texts only the tokens count that an embedding depends on.
+    spread, the larger it is.
+
+    Args:
+        wrapped: The tower; its quantizers and biases are overwritten.
+        inputs: Inputs of the tower, in batches.
+        padding: Tells which tokens of a text count.
     """
     for observer in wrapped.observers:
         observer.watch()
     with torch.no_grad():
         for batch in inputs:
-            read = None if wrapped.tower == "image" else tokens_read(wrapped.model, batch)
+            read = rows_read(wrapped.model, padding, batch.cpu().numpy())
             for observer in wrapped.observers:
                 observer.read = read
             wrapped.embed(batch)

@@ -29,12 +29,13 @@ from clipq.export.quantize.graph import open_on_cpu, scratch_folder
 from clipq.export.quantize.observe import prepare
 from clipq.export.quantize.scheme import Scheme
 from clipq.export.quantize.static import write_scheme
+from clipq.export.transform.capture import padding_of_model
 from clipq.export.transform.tower import copy_for
 from clipq.files import sha256_json, write_text
 from clipq.methods import Bits, Method
 from clipq.recipe import Recipe
 
-_FIRST = 128  # pairs that the first ranges are taken from
+_FIRST = 1024  # pairs that the first ranges are taken from: the more, the fewer images have values beyond them
 _BATCH = 32
 
 
@@ -104,7 +105,8 @@ def write_trained(task: Task, folder: Path, target: Path) -> dict[str, Any]:
     lesson = Lesson(task.tower, pairs, prepare_inputs, task.original.logit_scale, device)
     path = folder / FOLDER / f"{task.name}.safetensors"
     run = Run(wrapped, lesson, plan, task.recipe, path, _key(task, device))
-    trained = run.train(lambda: begin(wrapped, _first_inputs(lesson)))
+    padding = padding_of_model(task.original.model, task.tower)
+    trained = run.train(lambda: begin(wrapped, _first_inputs(lesson), padding))
     wrapped.train(mode=False)
     golden = _outputs(wrapped, torch.from_numpy(task.golden.inputs(task.tower)).to(device))
     answers, known = np.concatenate([lesson.answers(wrapped.embed), golden]), taught(wrapped)

@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 from clipq.errors import DataError, ExportError
 from clipq.export.quantize.graph import open_on_cpu, save_graph
 from clipq.export.quantize.histogram import Histogram
+from clipq.export.quantize.padding import Padding, counted
 
 CHUNK = 8  # images per run: the activations of 8 images are all that is ever held
 
@@ -27,10 +28,11 @@ def write_observed(model: ModelProto, tensors: Iterable[str], path: Path) -> Non
     model.graph.output.extend(results)
 
 
-def collect(graph: Path, batches: Iterable[npt.NDArray[Any]]) -> tuple[dict[str, Histogram], int]:
+def collect(graph: Path, batches: Iterable[npt.NDArray[Any]], padding: Padding) -> tuple[dict[str, Histogram], int]:
     """Return the histogram of each output of ``graph`` over all images, and the number of images.
 
-    Images are regrouped into runs of ``CHUNK``, so the result does not depend on the size of the batches.
+    Images are regrouped into runs of ``CHUNK``, so the result does not depend on the size of the batches. Of texts only the tokens count
+    that an embedding depends on.
 
     Raises:
         DataError: There are no images.
@@ -41,8 +43,9 @@ def collect(graph: Path, batches: Iterable[npt.NDArray[Any]]) -> tuple[dict[str,
     histograms = {output.name: Histogram() for output in session.get_outputs()}
     images = 0
     for chunk in regroup(batches):
+        read = padding.read(chunk)
         for (tensor, histogram), values in zip(histograms.items(), session.run(None, {name: chunk}), strict=True):
-            _add(histogram, tensor, values, images)
+            _add(histogram, tensor, counted(values, read), images)
         images += len(chunk)
     if not images:
         raise DataError("no calibration images", found=0, expected="at least 1", fix="Name a data set with --calib.")

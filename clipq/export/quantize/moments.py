@@ -14,10 +14,10 @@ from clipq.errors import ExportError
 from clipq.export.quantize.collect import regroup, write_observed
 from clipq.export.quantize.graph import load_graph, open_on_cpu
 from clipq.export.quantize.layers import Layer, split_gemms
+from clipq.export.quantize.padding import Mask, counted, padding_of
 from clipq.export.quantize.weights import LARGEST
 
 Float64 = npt.NDArray[np.float64]
-_SAME = 1e-5  # of the largest value: other numbers behind the end may change the order of sums
 
 
 @dataclass(slots=True)
@@ -84,9 +84,8 @@ def collect_moments(  # noqa: PLR0913 - the last three are named
 ) -> dict[str, Moments]:
     """Run the calibration images through the FP32 graph ``source`` and return the moments of what each layer reads.
 
-    Of texts only the tokens count that an embedding depends on: where padding changes no embedding (``end_is_last``), most of what the
-    layers of a text tower read is padding, whose mean is another one. Second moments are those of products only: a convolution is
-    rounded to the nearest.
+    Of texts only the tokens count that an embedding depends on. Second moments are those of products only: a convolution is rounded to
+    the nearest.
 
     Args:
         source: FP32 graph.
@@ -109,10 +108,9 @@ def collect_moments(  # noqa: PLR0913 - the last three are named
     try:
         session = open_on_cpu(scratch / "moments.onnx")
         name = session.get_inputs()[0].name
-        ends: bool | None = None
+        padding = padding_of(source)
         for chunk in regroup(batches):
-            ends = end_is_last(source, chunk) if ends is None else ends
-            read = up_to_end(chunk) if ends else None
+            read = padding.read(chunk)
             for (tensor, layer), values in zip(reads.items(), session.run(list(reads), {name: chunk}), strict=True):
                 vectors = _vectors(layer, values, read)
                 if tensor not in moments:
@@ -126,40 +124,8 @@ def collect_moments(  # noqa: PLR0913 - the last three are named
     return moments
 
 
-def end_is_last(source: Path, inputs: npt.NDArray[Any]) -> bool:
-    """Tell whether a graph reads texts, some of which end early, and gives the same embeddings whatever stands behind their ends.
-
-    So it is where a token attends to those before it alone and the embedding is that of the end token. It is tried, not looked up.
-
-    Args:
-        source: FP32 graph with the embeddings as its first output.
-        inputs: Its inputs: tokens ``(texts, tokens)``, the end token being the largest number, or something else.
-    """
-    if inputs.ndim != 2 or inputs.dtype.kind != "i":
-        return False
-    read = up_to_end(inputs)
-    if read.all():
-        return False
-    session = open_on_cpu(source)
-    name = session.get_inputs()[0].name
-    as_is, other = (session.run(None, {name: tokens})[0] for tokens in (inputs, np.where(read, inputs, 1).astype(inputs.dtype)))
-    return bool(np.abs(as_is - other).max() <= _SAME * np.abs(as_is).max())
-
-
-def up_to_end(tokens: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which tokens ``(texts, tokens)`` stand before the end token, the largest number, or are it.
-
-    >>> up_to_end(np.array([[49406, 320, 49407, 0], [49406, 49407, 0, 0]])).astype(int).tolist()
-    [[1, 1, 1, 0], [1, 1, 0, 0]]
-    """
-    upto: npt.NDArray[np.bool_] = np.arange(tokens.shape[1]) <= tokens.argmax(axis=1)[:, None]
-    return upto
-
-
-def _vectors(layer: Layer, values: npt.NDArray[np.float32], read: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float32]:
+def _vectors(layer: Layer, values: npt.NDArray[np.float32], read: Mask | None) -> npt.NDArray[np.float32]:
     """Return an activation as rows of channels, those of the tokens that are read."""
     if layer.operator == "Conv":
         values = np.moveaxis(values, 1, -1)
-    if read is not None and values.shape[:2] == read.shape:
-        return np.ascontiguousarray(values[read])
-    return np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+    return np.ascontiguousarray(counted(values, read).reshape(-1, values.shape[-1]))

@@ -15,6 +15,7 @@ from clipq.export.quantize.collect import collect, write_observed
 from clipq.export.quantize.graph import graph_bytes, load_graph
 from clipq.export.quantize.histogram import Histogram
 from clipq.export.quantize.layers import Layer, choose_layers, split_gemms
+from clipq.export.quantize.padding import padding_of
 from clipq.files import sha256_file
 
 
@@ -69,7 +70,7 @@ def observe(source: Path, batches: Iterable[npt.NDArray[Any]], scratch: Path, *,
     prepared = _prepared(source, model, layers, kept)
     del model
     try:
-        histograms, images = collect(scratch / "observed.onnx", batches)
+        histograms, images = collect(scratch / "observed.onnx", batches, padding_of(source))
     finally:
         for file in scratch.glob("observed.onnx*"):
             file.unlink()

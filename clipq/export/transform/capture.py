@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from clipq.engines.base import Tower
 from clipq.errors import DataError, ExportError
 from clipq.export.attention import plain_attention
-from clipq.export.quantize.moments import up_to_end
+from clipq.export.quantize.padding import Padding
 from clipq.export.transform.blocks import PARTS, Block, Part, tower_of
 
 Key = tuple[str, Part]
@@ -134,28 +135,33 @@ class _Watch:
         return keep
 
 
-def tokens_read(model: Any, tokens: Tensor) -> Tensor | None:
-    """Return which tokens the embeddings of texts depend on, bool ``(texts * tokens,)``, or None where that is all or not known.
+def padding_of_model(model: Any, tower: Tower) -> Padding:
+    """Return what tells the tokens that count to a tower of a model."""
+    encode = model.encode_image if tower == "image" else model.encode_text
 
-    Where a token attends to those before it alone and the embedding is that of the end token, nothing behind the end is read.
+    def embed(inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            embeddings: npt.NDArray[np.float32] = encode(torch.from_numpy(inputs).to(device), normalize=False).cpu().numpy()
+        return embeddings
 
-    Args:
-        model: An open_clip model.
-        tokens: int ``(texts, tokens)``; the end token is the largest number.
-    """
-    own = tower_of(model, "text")
-    pooled = getattr(own, "pool_type", None) or getattr(own, "text_pool_type", None)
-    plain = own.transformer.batch_first and getattr(own, "cls_emb", None) is None
-    if pooled != "argmax" or own.attn_mask is None or not plain:
+    return Padding(embed)
+
+
+def rows_read(model: Any, padding: Padding, inputs: npt.NDArray[Any]) -> Tensor | None:
+    """Return which rows that the layers of a tower read count, bool ``(inputs * tokens,)`` in the order of its blocks; None for all."""
+    read = padding.read(inputs)
+    if read is None:
         return None
-    return torch.from_numpy(up_to_end(tokens.cpu().numpy())).flatten().to(tokens.device)
+    first = tower_of(model, "text").transformer.batch_first
+    return torch.from_numpy(np.ascontiguousarray(read if first else read.T)).flatten()
 
 
 def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable[npt.NDArray[Any]]) -> Mapping[Key, Seen]:
     """Run calibration inputs through a tower and return what each linear layer of its blocks read, by block and part.
 
     Memory does not grow with the number of inputs: at most 1,024 rows of each layer are kept, fewer where a tower is large. Of a text
-    only the tokens count that its embedding depends on: most of a short text is padding behind its end, which nobody reads.
+    only the tokens count that its embedding depends on.
 
     Args:
         model: An open_clip model.
@@ -169,11 +175,12 @@ def capture(model: Any, tower: Tower, blocks: Iterable[Block], batches: Iterable
     """
     encode = model.encode_image if tower == "image" else model.encode_text
     count, watch = 0, _Watch(blocks)
-    with plain_attention(model), watch.hooks(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    padding = padding_of_model(model, tower)
+    with plain_attention(model), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for batch in batches:
-            inputs = torch.from_numpy(batch)
-            watch.start_batch(count, None if tower == "image" else tokens_read(model, inputs))
-            encode(inputs, normalize=False)
+            watch.start_batch(count, rows_read(model, padding, batch))
+            with watch.hooks():
+                encode(torch.from_numpy(batch), normalize=False)
             count += len(batch)
     if not count:
         raise DataError("no calibration images", found=0, expected="at least 1", fix="Name a data set with --calib.")
