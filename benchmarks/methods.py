@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from methods_tables import BEGIN, END, tables
+from methods_tables import BEGIN, END, label, tables
 from scipy.stats import binomtest
 
 from clipq.files import write_json, write_text
@@ -85,12 +85,12 @@ def row(model: str, tower: str, engine: str, report: dict[str, Any], args: argpa
 
 def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of both, those made anew in the place of the old ones, in a fixed order."""
-    rows = {(entry["model"], entry["tower"], entry["engine"]): entry for entry in [*old, *new]}
+    rows = {(entry["model"], entry["tower"], label(entry)): entry for entry in [*old, *new]}
     methods, bits = list(METHODS), list(BITS)
 
     def place(entry: dict[str, Any]) -> tuple[Any, ...]:
         named = (bits.index(entry["bits"]), methods.index(entry["method"])) if "bits" in entry else (-1, -1)
-        return entry["model"], entry["tower"], *named
+        return entry["model"], entry["tower"], *named, entry["calib_n"]
 
     return sorted(rows.values(), key=place)
 

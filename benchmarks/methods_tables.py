@@ -16,6 +16,16 @@ EXPLAINED = (
 )
 
 
+USUAL_IMAGES = 256
+UNCALIBRATED = ("torch-fp32", "ort-fp32", "ort-int8-dynamic")
+
+
+def label(row: dict[str, Any]) -> str:
+    """Return the name of an engine in the tables: with the number of calibration images where it is another than usual and matters."""
+    usual = row["calib_n"] == USUAL_IMAGES or row["engine"] in UNCALIBRATED
+    return str(row["engine"]) if usual else f"{row['engine']}, {row['calib_n']:,} images"
+
+
 def tables(rows: Iterable[dict[str, Any]]) -> str:
     """Return one table per model and tower, and the count of improvements, as Markdown."""
     rows = list(rows)
@@ -32,11 +42,12 @@ def tables(rows: Iterable[dict[str, Any]]) -> str:
 def matrix(rows: Sequence[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
     """Return what one cell of each engine says: a line per engine, a column per model and tower."""
     columns = list(dict.fromkeys((row["model"], row["tower"]) for row in rows))
-    known = {(row["engine"], row["model"], row["tower"]): cell(row) for row in rows if "paired" in row and row["engine"] != "ort-fp32"}
-    bits = {row["engine"]: row.get("bits", "") for row in rows}
+    known = {(label(row), row["model"], row["tower"]): cell(row) for row in rows if "paired" in row and row["engine"] != "ort-fp32"}
+    engine = {label(row): row["engine"] for row in rows}
+    bits = {label(row): row.get("bits", "") for row in rows}
     order = ["", *BITS]
-    engines = sorted({engine for engine, *_ in known}, key=lambda engine: (order.index(bits[engine]), rank(engine), engine))
-    lines = [[engine, *(known.get((engine, *column), "") for column in columns)] for engine in engines]
+    engines = sorted({name for name, *_ in known}, key=lambda name: (order.index(bits[name]), rank(engine[name]), name))
+    lines = [[name, *(known.get((name, *column), "") for column in columns)] for name in engines]
     return table(["engine", *(f"{model}, {tower}" for model, tower in columns)], lines)
 
 
@@ -46,7 +57,7 @@ def lessons(rows: Sequence[dict[str, Any]]) -> list[str]:
     for (model, tower), group in groupby(rows, key=lambda row: (row["model"], row["tower"])):
         trained = list(group)
         steps = list(dict.fromkeys(line["step"] for row in trained for line in row["training"]))
-        lines = [[row["engine"], *(lesson(row["training"], step) for step in steps)] for row in trained]
+        lines = [[label(row), *(lesson(row["training"], step) for step in steps)] for row in trained]
         parts += [
             f"### Training on {model}, {tower} tower: held-out cosine to FP32 (held-out accuracy) after so many steps",
             table(["engine", *steps], lines),
@@ -90,10 +101,10 @@ def cells(row: dict[str, Any]) -> list[str]:
     figures = [points(row["figures"][name]) for name in ("acc1", "ece15", "signed_gap", "auroc")]
     paired = row.get("paired")
     if paired is None:
-        return [row["engine"], *figures, "", "", ""]
+        return [label(row), *figures, "", "", ""]
     low, high = paired["disagreement_ci95"]
     agreement = [f"{100 * paired['disagreement']:.2f} [{100 * low:.2f}, {100 * high:.2f}]", f"{100 * paired['flips']:.2f}"]
-    return [row["engine"], *figures, *agreement, f"{paired['cosine_centred_mean']:.4f}"]
+    return [label(row), *figures, *agreement, f"{paired['cosine_centred_mean']:.4f}"]
 
 
 def points(entry: dict[str, Any]) -> str:

@@ -19,10 +19,11 @@ from clipq.export.onnx import export_tower
 from clipq.export.qat.plan import PLANS
 from clipq.export.qat.taught import MIN_COSINE, UNTRAINED, Taught, compare, taught
 from clipq.export.qat.wrap import Wrapped, begin, unwrap, wrap
-from clipq.export.quantize.moments import up_to_end
 from clipq.export.quantize.observe import prepare
+from clipq.export.quantize.padding import up_to_end
 from clipq.export.quantize.scheme import Scheme
 from clipq.export.quantize.static import write_scheme
+from clipq.export.transform.capture import padding_of_model
 from clipq.methods import BITS
 
 TOWERS = ("image", "text")
@@ -46,7 +47,7 @@ def _inputs(tower: str, rows: int, seed: int = 0) -> np.ndarray:
 def _wrapped(checkpoint: Checkpoint, tower: Any, method: str, bits: str, mha: Any = "fp16", kept: Collection[str] = ()) -> Wrapped:
     makers = PLANS[method].makers(BITS[bits], mha)
     wrapped = wrap(copy.deepcopy(checkpoint.model), tower, checkpoint.model_id, makers, kept)
-    begin(wrapped, iter([torch.from_numpy(_inputs(tower, 8, seed=1))]))
+    begin(wrapped, iter([torch.from_numpy(_inputs(tower, 8, seed=1))]), padding_of_model(checkpoint.model, tower))
     wrapped.train(mode=False)
     return wrapped
 
@@ -93,7 +94,7 @@ def test_training_begins_without_the_mean_error_of_rounded_weights(checkpoint: C
     with torch.no_grad():
         for batch in batches:
             (model.encode_image if tower == "image" else model.encode_text)(batch)
-        begin(wrapped, iter(batches))
+        begin(wrapped, iter(batches), padding_of_model(checkpoint.model, tower))
         read = [torch.from_numpy(up_to_end(batch.numpy())) if tower == "text" else ... for batch in batches]
         means = {}
         for key, rows in seen.items():

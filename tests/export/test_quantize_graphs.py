@@ -18,6 +18,7 @@ from clipq.export.quantize import graph as graph_module
 from clipq.export.quantize.collect import CHUNK, collect
 from clipq.export.quantize.dynamic import quantize_dynamic
 from clipq.export.quantize.facts import METADATA_KEY
+from clipq.export.quantize.padding import padding_of
 from clipq.export.quantize.static import quantize_static
 from clipq.files import sha256_file
 from clipq.recipe import CALIBRATION_METHODS
@@ -186,7 +187,7 @@ def test_memory_does_not_grow_with_images(towers: Callable[[str, str], Path]) ->
     peaks = []
     for images in (CHUNK, 40, 400):
         tracemalloc.start()
-        collect(source, (_inputs_chunk() for _ in range(images // CHUNK)))
+        collect(source, (_inputs_chunk() for _ in range(images // CHUNK)), padding_of(source))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.1 * peaks[1]

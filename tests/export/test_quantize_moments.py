@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import pytest
-from onnx import TensorProto, helper, numpy_helper
 from toy_towers import inputs_of
 
 from clipq.export.quantize.collect import write_observed
 from clipq.export.quantize.graph import load_graph, open_on_cpu
 from clipq.export.quantize.layers import split_gemms
-from clipq.export.quantize.moments import Moments, collect_moments, end_is_last, up_to_end
+from clipq.export.quantize.moments import Moments, collect_moments
 from clipq.export.quantize.observe import prepare
+from clipq.export.quantize.padding import up_to_end
 
 LIMIT = 127
 
@@ -58,37 +56,3 @@ def test_padding_changes_no_moment(towers: Callable[[str, str], Path], tmp_path:
     for name, found in one.items():
         np.testing.assert_allclose(found.total, two[name].total, rtol=1e-4, atol=1e-4)
         assert found.count == two[name].count
-
-
-def _mean_of_tokens(folder: Path) -> Path:
-    """Write a graph whose embedding is the mean over all tokens, padding too."""
-    table = numpy_helper.from_array(np.random.default_rng(0).standard_normal((50_000, 4)).astype(np.float32), "table")
-    nodes = [
-        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
-        helper.make_node("ReduceMean", ["rows"], ["out"], axes=[1], keepdims=0),
-    ]
-    ends = (("tokens", TensorProto.INT32, ["n", 77]), ("out", TensorProto.FLOAT, ["n", 4]))
-    one, two = (helper.make_tensor_value_info(*end) for end in ends)
-    graph = helper.make_graph(nodes, "mean", [one], [two], [table])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "mean.onnx"))
-    return folder / "mean.onnx"
-
-
-def test_the_end_is_tried_and_not_assumed(towers: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """CLIP's text tower ends at the end token; a mean over all tokens, pixels, and texts without padding do not count as such."""
-    graph = towers("vit", "text")
-    tokens = inputs_of(graph, 4)
-    assert end_is_last(graph, tokens)
-    assert not end_is_last(_mean_of_tokens(tmp_path), tokens)
-    image = towers("vit", "image")
-    assert not end_is_last(image, inputs_of(image, 2))
-    full = np.where(np.arange(tokens.shape[1]) == tokens.shape[1] - 1, 49407, np.minimum(tokens, 400)).astype(np.int32)
-    assert not end_is_last(graph, full)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_up_to_end_is_a_loop(seed: int) -> None:
-    """Against the plainest loop."""
-    tokens = np.random.default_rng(seed).integers(0, 30, (5, 9))
-    for row, found in zip(tokens, up_to_end(tokens), strict=True):
-        assert [place <= list(row).index(max(row)) for place in range(len(row))] == found.tolist()

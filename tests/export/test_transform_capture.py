@@ -12,7 +12,7 @@ from toy_clip import inputs_of, random_clip
 from clipq.errors import DataError, ExportError
 from clipq.export.transform import capture as module
 from clipq.export.transform.blocks import residual_blocks
-from clipq.export.transform.capture import _Sample, capture, tokens_read
+from clipq.export.transform.capture import _Sample, capture, padding_of_model
 
 
 def _by_hooks(model: Any, batches: list[np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
@@ -133,6 +133,6 @@ def test_other_towers_are_captured_whole(change: str) -> None:
         model.text_pool_type = "last"
     else:
         model.attn_mask = None
-    assert tokens_read(model, torch.from_numpy(batch)) is None
+    assert padding_of_model(model, "text").read(batch) is None
     found = capture(model, "text", residual_blocks(model, "text", "toy", "test"), [batch])
     assert len(found["transformer.resblocks.0", "qkv"].rows) == 3 * 10

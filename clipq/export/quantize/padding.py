@@ -13,7 +13,6 @@ from clipq.export.quantize.graph import open_on_cpu
 
 Mask = npt.NDArray[np.bool_]
 _SAME = 1e-5  # of the largest value: other numbers behind the end may change the order of sums
-_OTHER = 1  # a token to put behind the end
 
 
 class Padding:
@@ -43,8 +42,9 @@ class Padding:
         if read.all():
             return None
         if self._unread is None:
-            as_is, other = np.split(self._embed(np.concatenate([inputs, np.where(read, inputs, _OTHER).astype(inputs.dtype)])), 2)
-            self._unread = bool(np.abs(as_is - other).max() <= _SAME * np.abs(as_is).max())
+            other = np.where(read, inputs, np.where(inputs == 1, 2, 1)).astype(inputs.dtype)
+            as_is, changed = np.split(self._embed(np.concatenate([inputs, other])), 2)
+            self._unread = bool(np.abs(as_is - changed).max() <= _SAME * np.abs(as_is).max())
         return read if self._unread else None
 
 
