@@ -19,6 +19,7 @@ from clipq.export.onnx import export_tower
 from clipq.export.qat.plan import PLANS
 from clipq.export.qat.taught import MIN_COSINE, UNTRAINED, Taught, compare, taught
 from clipq.export.qat.wrap import Wrapped, begin, unwrap, wrap
+from clipq.export.quantize.graph import open_on_cpu
 from clipq.export.quantize.observe import prepare
 from clipq.export.quantize.padding import up_to_end
 from clipq.export.quantize.scheme import Scheme
@@ -229,6 +230,18 @@ def test_what_is_far_away_must_be_small_beside_quantization() -> None:
     fine = exact + 0.01 * here
     with pytest.raises(ExportError, match="of what quantization changes"):
         compare(fine + 0.01 * there, fine, exact, chosen)
+    assert compare(fine + 0.006 * there, fine, exact, chosen)["share"] == pytest.approx(0.36, rel=0.1)
+
+
+def test_onnx_runtime_without_optimizations_passes_the_gate(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The same graph in another order of sums: other roundings, which the gate has to let through, and not nothing."""
+    wrapped = _wrapped(checkpoint, "image", "lsq", "W8A8")
+    inputs = _inputs("image", 32, seed=3)
+    path, _ = _write(checkpoint, wrapped, "W8A8", "fp16", tmp_path)
+    plain = open_on_cpu(path, optimised=False, quantized_kernels=False)
+    without = plain.run(None, {plain.get_inputs()[0].name: inputs})[0]
+    chosen = (np.zeros(32, np.int64),) * 3
+    assert 0 < compare(embed(path, inputs), without, checkpoint.embed("image", inputs), chosen)["share"] < 0.5
 
 
 def test_answers_may_differ_as_ties_make_them() -> None:

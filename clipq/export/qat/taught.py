@@ -17,7 +17,7 @@ from clipq.export.quantize.scheme import Learned
 
 MIN_AGREEMENT = 0.999
 MIN_COSINE = 0.9999
-SMALL_SHARE, LARGE_SHARE = 0.05, 0.25  # of what quantization itself changes
+SMALL_SHARE, LARGE_SHARE = 0.05, 0.5  # of what quantization itself changes; noise of its own in every rounding would be twice that
 TINY = 1e-6  # a loss of cosine that needs no share
 UNTRAINED = "no linear layer of a residual block: training left it FP32"
 _WEIGHT_ERROR = 1e-5  # relative: the scale of the queries is divided out and multiplied in again
@@ -98,8 +98,9 @@ def compare(
 
     The two add in another order, so a value halfway between two integers may become the one here and the other there. In 4 bits each such
     value moves by a seventh of the range, and a mean cosine below 0.9999 is no sign of a wrong graph as long as it is small beside what
-    quantization itself has changed. A wrong graph in 8 bits may well have 0.9999, but not be small beside that. Answers follow the
-    distance, not its square: of those that quantization changes, the root of 5 % may differ too.
+    quantization itself has changed. A wrong graph in 8 bits may well have 0.9999, but not be small beside that. A value that is rounded
+    the other way moves all that follow, so ONNX Runtime itself may be a quarter of that from the same graph without its optimizations.
+    Answers follow the distance, not its square: of those that quantization changes, the root of 5 % may differ too.
 
     Args:
         found: ONNX Runtime's embeddings ``(n, d)``.
@@ -112,7 +113,7 @@ def compare(
         ``share`` (1 - cosine to PyTorch, as a share of 1 - cosine of PyTorch to FP32).
 
     Raises:
-        ExportError: The mean cosine is below 0.9999 and the share above 5 %; or the share is above 25 % and the cosine below 0.999999;
+        ExportError: The mean cosine is below 0.9999 and the share above 5 %; or the share is above 50 % and the cosine below 0.999999;
             or more images disagree than 0.1 % of them, rounded up, and than 22 % of those that quantization changes.
     """
     cosines = _cosines(found, expected)
