@@ -99,7 +99,7 @@ def compare(
     The two add in another order, so a value halfway between two integers may become the one here and the other there. In 4 bits each such
     value moves by a seventh of the range, and a mean cosine below 0.9999 is no sign of a wrong graph as long as it is small beside what
     quantization itself has changed. A wrong graph in 8 bits may well have 0.9999, but not be small beside that. A value that is rounded
-    the other way moves all that follow, so ONNX Runtime itself may be a quarter of that from the same graph without its optimizations.
+    the other way moves all that follow, so ONNX Runtime itself may be a good part of that from the same graph without its optimizations.
     Answers follow the distance, not its square: of those that quantization changes, the root of 5 % may differ too.
 
     Args:
