@@ -14,13 +14,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from methods_tables import BEGIN, END, label, tables
+import numpy as np
+from methods_tables import BEGIN, END, UNCALIBRATED, label, tables
 from scipy.stats import binomtest
 
 from clipq.files import write_json, write_text
@@ -39,17 +42,44 @@ def run(words: list[str]) -> None:
     subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
 
 
-def data_of(model: str, shared: Path | None) -> tuple[str, ...]:
+def data_of(model: str, args: argparse.Namespace) -> tuple[str, ...]:
     """Return the data ids that a model is judged on, its foreign data, and what it is calibrated and trained on."""
     if model.startswith("demo:"):
         return DEMO_DATA
-    return tuple(f"wds:{shared}/data/{name}" for name in PHOTO_DATA)
+    judged_on, foreign, calibration = (f"{args.shared}/data/{name}" for name in PHOTO_DATA)
+    if args.own:
+        judged_on = str(split(Path(judged_on), args.own, args.folder / f"{Path(judged_on).name}-{args.own}"))
+        calibration = f"{judged_on}:calibration"
+    return tuple(f"wds:{path}" for path in (judged_on, foreign, calibration))
+
+
+def split(source: Path, count: int, folder: Path) -> Path:
+    """Divide the test images of a webdataset at random: so many to calibrate and train with, the rest to judge on.
+
+    Returns:
+        The folder, with the splits ``calibration`` and ``test``.
+    """
+    (whole,) = (source / "test").glob("*.tar")
+    with tarfile.open(whole) as tar:
+        members = {member.name: member for member in tar}
+        keys = sorted({name.rsplit(".", 1)[0] for name in members})
+        taken = {keys[place] for place in np.random.default_rng(0).permutation(len(keys))[:count]}
+        for part, inside in (("calibration", True), ("test", False)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            (folder / part / "nshards.txt").write_text("1")
+            with tarfile.open(folder / part / "0.tar", "w") as made:
+                for name, member in members.items():
+                    if (name.rsplit(".", 1)[0] in taken) is inside:
+                        made.addfile(member, tar.extractfile(member))
+    for text in source.glob("*.txt"):
+        shutil.copy(text, folder)
+    return folder
 
 
 def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Export one bundle, judge it, and return a row per engine."""
     folder = args.folder / model.replace(":", "-") / f"{tower}-{args.name}"
-    judged_on, foreign, calibration = data_of(model, args.shared)
+    judged_on, foreign, calibration = data_of(model, args)
     model_id = model if model.startswith("demo:") else f"local-dir:{args.shared}/models/{model}"
     words = ["clipq-export", model_id, "-o", str(folder / "bundle"), "--engines", ",".join(OTHERS), "--towers", tower, "--resume"]
     words += ["--calib", calibration, "--calib-n", str(args.calib_n), "--method", ",".join(args.method), "--bits", ",".join(args.bits)]
@@ -59,8 +89,13 @@ def measure(model: str, tower: str, args: argparse.Namespace) -> list[dict[str, 
     run([*words, *(["--limit", str(args.limit)] if args.limit else [])])
     report = json.loads((folder / "report" / "report.json").read_text())
     engines = [engine for engine in report["engines"] if engine != "torch-fp32"]
-    rows = [row(model, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
+    shown = f"{model}-own" if args.own else model
+    rows = [row(shown, tower, engine, report, args) for engine in ["torch-fp32", *engines]]
+    search = folder / "bundle" / "sensitivity.json"
+    kept = [block["block"] for block in json.loads(search.read_text())["blocks"] if block["kept"]] if search.exists() else []
     for entry in rows:
+        if kept and entry["engine"] not in UNCALIBRATED:
+            entry["kept"] = kept
         training = folder / "bundle" / "towers" / f"{tower}.{entry['engine'].removeprefix('ort-')}.training.csv"
         if training.exists():
             entry["training"] = [dict(line) for line in csv.DictReader(training.read_text().splitlines())]
@@ -106,6 +141,7 @@ def main() -> None:
     parser.add_argument("--method", default=[], **words)
     parser.add_argument("--bits", default=[], **words)
     parser.add_argument("--calib-n", type=int, default=256)
+    parser.add_argument("--own", type=int, help="calibrate and train on so many of the photographs, judge on the rest (MODEL-own)")
     parser.add_argument("--limit", type=int, help="judge on so many images")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--options", type=str.split, default=[], help="more options for clipq-export, in one word")

@@ -21,9 +21,11 @@ UNCALIBRATED = ("torch-fp32", "ort-fp32", "ort-int8-dynamic")
 
 
 def label(row: dict[str, Any]) -> str:
-    """Return the name of an engine in the tables: with the number of calibration images where it is another than usual and matters."""
-    usual = row["calib_n"] == USUAL_IMAGES or row["engine"] in UNCALIBRATED
-    return str(row["engine"]) if usual else f"{row['engine']}, {row['calib_n']:,} images"
+    """Return the name of an engine in the tables, with the number of calibration images where it is unusual and of layers kept in FP32."""
+    name = str(row["engine"])
+    if row["calib_n"] != USUAL_IMAGES and name not in UNCALIBRATED:
+        name += f", {row['calib_n']:,} images"
+    return f"{name}, {len(row['kept'])} layers FP32" if row.get("kept") else name
 
 
 def tables(rows: Iterable[dict[str, Any]]) -> str:
