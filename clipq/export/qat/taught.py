@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,8 @@ def compare(
     value moves by a seventh of the range, and a mean cosine below 0.9999 is no sign of a wrong graph as long as it is small beside what
     quantization itself has changed. A wrong graph in 8 bits may well have 0.9999, but not be small beside that. A value that is rounded
     the other way moves all that follow, so ONNX Runtime itself may be a good part of that from the same graph without its optimizations.
-    Answers follow the distance, not its square: of those that quantization changes, the root of 5 % may differ too.
+    Answers follow the distance, not its square: of those that quantization changes, the root of the share is expected to differ too, and
+    two standard deviations of such a count more may.
 
     Args:
         found: ONNX Runtime's embeddings ``(n, d)``.
@@ -114,13 +116,14 @@ def compare(
 
     Raises:
         ExportError: The mean cosine is below 0.9999 and the share above 5 %; or the share is above 50 % and the cosine below 0.999999;
-            or more images disagree than 0.1 % of them, rounded up, and than 22 % of those that quantization changes.
+            or more images disagree than 0.1 % of them, rounded up, and than the distance explains.
     """
     cosines = _cosines(found, expected)
     lost, moved = 1 - float(cosines.mean()), 1 - float(_cosines(expected, exact).mean())
     differ, changed, images = int((chosen[0] != chosen[1]).sum()), int((chosen[1] != chosen[2]).sum()), len(chosen[0])
     share = max(lost, 0.0) / max(moved, 1e-12) if np.isfinite(lost) else float("inf")
-    allowed = max(int(np.ceil((1 - MIN_AGREEMENT) * images)), int(SMALL_SHARE**0.5 * changed))
+    explained = share**0.5 * changed if np.isfinite(share) else 0.0
+    allowed = math.ceil(max((1 - MIN_AGREEMENT) * images, explained + 2 * explained**0.5))
     near = (lost <= 1 - MIN_COSINE or share <= SMALL_SHARE) and (lost <= TINY or share <= LARGE_SHARE)
     if not near or differ > allowed:
         raise ExportError(
