@@ -25,7 +25,8 @@ def label(row: dict[str, Any]) -> str:
     name = str(row["engine"])
     if row["calib_n"] != USUAL_IMAGES and name not in UNCALIBRATED:
         name += f", {row['calib_n']:,} images"
-    return f"{name}, {len(row['kept'])} layers FP32" if row.get("kept") else name
+    kept = len(row.get("kept", []))
+    return f"{name}, {kept} layer{'s' * (kept > 1)} FP32" if kept else name
 
 
 def tables(rows: Iterable[dict[str, Any]]) -> str:
