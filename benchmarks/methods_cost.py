@@ -68,9 +68,12 @@ def main() -> None:
     args = parser.parse_args()
     plain = export(args.folder, [])
     rows = [measure(name, args, plain) for name in args.method]
-    if args.output and args.output.exists():
-        rows = [row for row in json.loads(args.output.read_text())["results"] if row["method"] not in args.method] + rows
-    made = record("methods_cost", {"model": MODEL, "calib_n": args.calib_n, "qat": args.qat, "without_method": plain, "results": rows})
+    old = json.loads(args.output.read_text()) if args.output and args.output.exists() else {"runs": [], "results": []}
+    run = record(
+        "methods_cost", {"model": MODEL, "calib_n": args.calib_n, "qat": args.qat, "without_method": plain, "methods": args.method}
+    )
+    kept = [row for row in old["results"] if row["method"] not in args.method]
+    made = {"benchmark": "methods_cost", "runs": [*old["runs"], run], "results": kept + rows}
     print(json.dumps(made, indent=2))
     if args.output:
         write_json(args.output, made)
